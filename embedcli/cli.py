@@ -1,0 +1,101 @@
+"""The Typer app: verbs, global options, and the one place where errors become exit codes."""
+
+import functools
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+import embedcli
+from embedcli import console
+from embedcli.commands import VERBS
+from embedcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERNAL, EmbedcliError, Interrupted, from_os_error
+
+EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad data; 66 input missing; 69 device lost;
+70 internal error; 73 output can't be created; 74 I/O error or disk full; 75 another run holds the output;
+77 permission denied; 78 model or template unusable; 128+N ended by signal N."""
+
+app = typer.Typer(
+    name="embedcli",
+    help="Text columns into normalized vectors, with the template that the model was trained with.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    pretty_exceptions_show_locals=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_debug = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.result(f"embedcli {embedcli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show tracebacks.", envvar="EMBEDCLI_DEBUG")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version)] = False,
+) -> None:
+    global _debug
+    _debug = debug
+
+
+def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
+    """The verb with its errors turned into messages and exit codes."""
+
+    @functools.wraps(verb)
+    def run(*args: object, **options: object) -> NoReturn:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        try:
+            code = verb(*args, **options)
+        except (Exception, Interrupted) as error:
+            code = _report(error)
+            if _debug:
+                traceback.print_exception(error)
+        raise typer.Exit(code)
+
+    return run
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+def _report(error: BaseException) -> int:
+    """Say why the run ended; gives the exit code."""
+    if isinstance(error, BrokenPipeError):
+        # The reader had enough. Nothing more may be written, not even by the interpreter when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_BROKEN_PIPE
+    if isinstance(error, Interrupted):
+        console.error(f"ended by {signal.Signals(error.signal_number).name}; nothing was published")
+        return error.exit_code
+    if isinstance(error, OSError):
+        error = from_os_error(error)
+    if isinstance(error, EmbedcliError):
+        console.error(error.message, error.hint)
+        return error.exit_code
+    console.error(
+        f"a fault of embedcli's own: {type(error).__name__}: {error}",
+        f"embedcli {embedcli.__version__}, Python {sys.version.split()[0]}; `embedcli --debug ...` shows where",
+    )
+    return EXIT_INTERNAL
+
+
+for _name, _verb in VERBS.items():
+    app.command(_name)(_guarded(_verb))
+
+
+def main() -> None:
+    """The console script."""
+    app(prog_name="embedcli")

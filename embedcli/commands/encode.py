@@ -1,0 +1,189 @@
+"""`embedcli encode`: its options, into a Job."""
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from embedcli import console
+from embedcli.config import DType, InputOptions, OnError, OutputOptions, RunOptions, VectorType
+from embedcli.errors import EXIT_OK, EXIT_REJECTED, UsageError
+
+if TYPE_CHECKING:
+    from embedcli.job import Job, Summary
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def _option(help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
+    """An option that an environment variable may set too: EMBEDCLI_ and its name."""
+    variable = "EMBEDCLI_" + names[0].lstrip("-").upper().replace("-", "_")
+    return typer.Option(*names, help=help, envvar=variable, **more)
+
+
+def encode(
+    inputs: Annotated[
+        list[str], typer.Argument(help="JSONL (also .gz, .zst) or Parquet: files, folders, globs; - is stdin.")
+    ],
+    role: Annotated[
+        str, _option("What the texts are: query, passage (or document), or a role the model names.", "--role")
+    ],
+    output: Annotated[
+        str | None,
+        _option("Output file, or - for stdout. Default: <input>.<role>.parquet beside the input.", "--output", "-o"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        _option("org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.", "--model"),
+    ] = None,
+    revision: Annotated[str | None, _option("Branch, tag or commit of a hub model.", "--revision")] = None,
+    template: Annotated[
+        str | None, _option("A string with {text}, a template file, or a family's name.", "--template")
+    ] = None,
+    task: Annotated[str | None, _option("The instruction sentence, where the template has {task}.", "--task")] = None,
+    max_length: Annotated[
+        int | None, _option("Most tokens of a text, template included.", "--max-length", min=1)
+    ] = None,
+    dim: Annotated[
+        int | None, _option("Keep the first so many dimensions, then normalize (Matryoshka).", "--dim", min=1)
+    ] = None,
+    normalize: Annotated[
+        bool | None,
+        _option("Give vectors norm 1. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
+    ] = None,
+    dtype: Annotated[
+        DType, _option("Number format of the weights; auto: bfloat16 where the hardware has it.", "--dtype")
+    ] = "auto",
+    device: Annotated[str, _option("auto, cpu, cuda or cuda:1.", "--device")] = "auto",
+    batch_tokens: Annotated[int | None, _option("Tokens per batch, padding included.", "--batch-tokens", min=1)] = None,
+    text_column: Annotated[
+        str, _option("The column to embed; doc.text is a path into objects.", "--text-column")
+    ] = "text",
+    columns: Annotated[
+        str | None, _option("Columns to carry over, separated by commas; '' for none. Default: all.", "--columns")
+    ] = None,
+    embedding_column: Annotated[str, _option("Name of the vector column.", "--embedding-column")] = "embedding",
+    vector_type: Annotated[VectorType, _option("Number format of the stored vectors.", "--vector-type")] = "float32",
+    format: Annotated[  # noqa: A002 - the option's name
+        Literal["parquet", "arrow", "jsonl"] | None, _option("With -o -: arrow (IPC stream) or jsonl.", "--format")
+    ] = None,
+    on_error: Annotated[OnError, _option("Bad rows end the run, or are set aside.", "--on-error")] = "fail",
+    rejects: Annotated[
+        str | None, _option("Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects")
+    ] = None,
+    min_rows: Annotated[int, _option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)] = 0,
+    max_row_bytes: Annotated[int, _option("Longest JSONL line.", "--max-row-bytes", min=1)] = 16 * 2**20,
+    binary_as_utf8: Annotated[
+        bool, _option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
+    ] = False,
+    report: Annotated[str | None, _option("Write the run's summary to this file, as JSON.", "--report")] = None,
+    quiet: Annotated[bool, _option("No progress and no summary; warnings and errors only.", "--quiet", "-q")] = False,
+) -> int:
+    """Encode a text column into vectors with the role's template.
+
+    Example: embedcli encode corpus.parquet --role passage
+
+    Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 73 output can't be created; 74 disk
+    full; 75 output locked; 78 model or template unusable.
+    """
+    from embedcli import job as jobs
+    from embedcli import templates
+    from embedcli.encoder import checkpoint, model_files
+
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
+    output_options = OutputOptions(
+        path=_output_path(output, inputs, role),
+        format=_format(output, format),
+        rejects=_rejects_path(output, inputs, role, on_error, rejects),
+        embedding_column=embedding_column,
+        vector_type=vector_type,
+        min_rows=min_rows,
+    )
+    jobs.preflight(inputs, output_options)  # before a model is looked for or fetched
+    files = model_files.find(model, revision)
+    family = templates.find_family(files.names, template)
+    chosen = templates.choose(files.id, role, task, template, family, checkpoint.prompts(files))
+    if warning := templates.warn_literal_escape(template):
+        console.warn(warning)
+    job = jobs.Job(
+        inputs=tuple(inputs),
+        checkpoint=checkpoint.read(
+            files, family.facts if family else {}, checkpoint.Wishes(max_length, dim, normalize)
+        ),
+        template=chosen,
+        input=InputOptions(
+            text_column=text_column,
+            columns=None if columns is None else tuple(filter(None, columns.split(","))),
+            fields=chosen.fields,
+            max_row_bytes=max_row_bytes,
+            binary_as_utf8=binary_as_utf8,
+            on_error=on_error,
+        ),
+        output=output_options,
+        run=RunOptions(device=device, dtype=dtype, batch_tokens=batch_tokens),
+    )
+    return _run(job, quiet, report)
+
+
+def _run(job: "Job", quiet: bool, report: str | None) -> int:
+    from embedcli import job as jobs
+
+    with console.watching(quiet) as watcher:
+        summary = jobs.run(job, watcher, sys.stdout.buffer)
+    if report is not None:
+        _write_report(Path(report), summary)
+    if not quiet:
+        console.summary(summary)
+    if job.output.path != "-":
+        console.result(job.output.path)
+    return EXIT_REJECTED if summary.counts.rejected else EXIT_OK
+
+
+def _write_report(path: Path, summary: "Summary") -> None:
+    unfinished = path.with_name(f".{path.name}.tmp")
+    unfinished.write_text(json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _output_path(output: str | None, inputs: list[str], role: str) -> str:
+    if output is not None:
+        return output
+    if len(inputs) > 1 or inputs[0] == "-" or Path(inputs[0]).is_dir() or not Path(inputs[0]).exists():
+        what = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
+        raise UsageError(f"no output name follows from {what}", "name it: -o vectors.parquet")
+    path = Path(inputs[0])
+    stem = re.sub(r"\.(jsonl|ndjson|json|parquet)$", "", re.sub(r"\.(gz|zst)$", "", path.name))
+    if not re.fullmatch(r"[\w.-]+", role):
+        raise UsageError(f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet")
+    return str(path.with_name(f"{stem}.{role}.parquet"))
+
+
+def _format(output: str | None, wanted: str | None) -> Literal["parquet", "arrow", "jsonl"]:
+    if output != "-":
+        if wanted not in (None, "parquet"):
+            raise UsageError(f"--format {wanted} goes with -o -: files are Parquet")
+        return "parquet"
+    if wanted == "parquet":
+        raise UsageError("Parquet can't be written to a pipe", "-o FILE, or --format arrow")
+    if wanted == "jsonl":
+        return "jsonl"
+    if sys.stdout.isatty():
+        raise UsageError("an Arrow stream is not for a terminal", "--format jsonl, or send it into a program or a file")
+    return "arrow"
+
+
+def _rejects_path(
+    output: str | None, inputs: list[str], role: str, on_error: OnError, wanted: str | None
+) -> str | None:
+    if on_error == "fail":
+        if wanted is not None:
+            raise UsageError("--rejects goes with --on-error reject")
+        return None
+    if wanted is None and output == "-":
+        raise UsageError("with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl")
+    return wanted or f"{_output_path(output, inputs, role)}.rejects.jsonl"

@@ -1,0 +1,98 @@
+"""What a run is asked to do, as frozen values that are passed whole.
+
+`Recipe` holds everything that changes a vector and has an id; `RunOptions` holds what only changes the speed.
+Two vectors may be compared within one `Space` and reused within one `Recipe`.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+OnError = Literal["fail", "reject"]
+VectorType = Literal["float32", "float16"]
+
+# Names, not facts: two spaces that differ only here hold the same vectors.
+_NAMES = ("model", "revision")
+
+
+def _digest(value: dict[str, Any]) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What must be equal for two vectors to be comparable.
+
+    `weights` and `tokenizer` are sha256 digests of the files; `pipeline` names the modules after the transformer.
+    """
+
+    model: str
+    revision: str
+    weights: str
+    tokenizer: str
+    pipeline: tuple[str, ...]
+    dim: int
+    normalized: bool
+
+    @property
+    def id(self) -> str:
+        """16 hex digits over all fields but the names."""
+        return _digest({key: value for key, value in asdict(self).items() if key not in _NAMES})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What must be equal for a vector to be reusable: the space, and how a text becomes tokens.
+
+    `template` is the template with its task filled in, `max_length` counts tokens, special ones included.
+    """
+
+    space: Space
+    role: str
+    template: str
+    max_length: int
+
+    @property
+    def id(self) -> str:
+        """16 hex digits over the space's id and all fields of its own."""
+        return _digest({**asdict(self), "space": self.space.id})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The recipe in full, for provenance."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What changes the speed, not the vector (beyond the rounding of `dtype`)."""
+
+    device: str = "auto"
+    dtype: DType = "auto"
+    batch_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class InputOptions:
+    """How records are taken from files. `columns` None carries all; `fields` are columns that the template names."""
+
+    text_column: str = "text"
+    columns: tuple[str, ...] | None = None
+    fields: tuple[str, ...] = ()
+    max_row_bytes: int = 16 * 2**20
+    binary_as_utf8: bool = False
+    on_error: OnError = "fail"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where vectors go. `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside."""
+
+    path: str
+    format: Literal["parquet", "arrow", "jsonl"] = "parquet"
+    rejects: str | None = None
+    embedding_column: str = "embedding"
+    vector_type: VectorType = "float32"
+    min_rows: int = 0

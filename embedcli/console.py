@@ -1,0 +1,201 @@
+"""What people see on standard error: progress, warnings, tables, errors. Escapes whatever comes from outside."""
+
+import contextlib
+import os
+import sys
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from embedcli.job import Summary
+
+_PLAIN_SECONDS = 30.0
+_SHOWN = 200
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def safe(text: object, limit: int | None = None) -> str:
+    """A string fit for a terminal: control, format and surrogate characters escaped, cut to `limit` characters.
+
+    C0, C1, bidirectional marks and other invisible ones could move the cursor, hide text or reorder it.
+    """
+    string = str(text)
+    if limit is not None and len(string) > limit:
+        string = string[:limit] + "…"
+    return "".join(_escaped(character) for character in string)
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() or character == " ":
+        return character
+    if character in _NAMED:
+        return _NAMED[character]
+    code = ord(character)
+    if unicodedata.category(character) == "Zs":
+        return " "
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _console(to_stdout: bool = False) -> Console:
+    stream = sys.stdout if to_stdout else sys.stderr
+    # `2>&-` leaves no stream at all
+    return Console(file=stream or open(os.devnull, "w"), highlight=False, markup=False, soft_wrap=True)
+
+
+def is_terminal() -> bool:
+    """True where a person looks at standard error."""
+    return _console().is_terminal
+
+
+def say(message: str) -> None:
+    """A plain line on standard error."""
+    _console().print(Text(safe(message)))
+
+
+def warn(message: str) -> None:
+    """A line that should be looked at."""
+    _console().print(Text("warning: ", style="yellow") + Text(safe(message)))
+
+
+def error(message: str, hint: str = "") -> None:
+    """Why the run ended, and the way out."""
+    console = _console()
+    console.print(Text("error: ", style="bold red") + Text(safe(message)))
+    if hint:
+        console.print(Text("  hint: ", style="cyan") + Text(safe(hint)))
+
+
+def result(text: str) -> None:
+    """The one line on standard output that programs read; file names may hold any byte."""
+    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def table(rows: Sequence[tuple[str, str]], to_stdout: bool = False) -> None:
+    """Names and values, aligned; values may be longer than the line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows:
+        grid.add_row(Text(safe(name)), Text(safe(value)))
+    console = _console(to_stdout)
+    if console.is_terminal:
+        console.print(grid)
+        return
+    width = max(len(name) for name, _ in rows)  # a pipe gets whole lines, however long
+    for name, value in rows:
+        console.print(Text(f"{safe(name):<{width}}  {safe(value)}"))
+
+
+class _Silent:
+    def warn(self, message: str) -> None:
+        warn(message)
+
+    def begin(self, rows: int) -> None:
+        """Nobody looks."""
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """Nobody looks."""
+
+
+class _Lines(_Silent):
+    """A line every 30 seconds, for logs."""
+
+    def begin(self, rows: int) -> None:
+        self._total, self._rows, self._tokens = rows, 0, 0
+        self._start = self._said = time.monotonic()
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self._rows, self._tokens = self._rows + rows, self._tokens + tokens
+        now = time.monotonic()
+        if now - self._said < _PLAIN_SECONDS:
+            return
+        self._said, passed = now, now - self._start
+        left = passed / self._rows * (self._total - self._rows)
+        say(f"{self._rows:,} of {self._total:,} rows, {self._tokens / passed:,.0f} tokens/s, {duration(left)} left")
+
+
+class _Bar(_Silent):
+    """A progress bar, for a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, rows: int) -> None:
+        self._start, self._tokens = time.monotonic(), 0
+        self._task = self._progress.add_task("encoding", total=rows, speed="")
+        self._progress.start()
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self._tokens += tokens
+        speed = self._tokens / max(1e-9, time.monotonic() - self._start)
+        self._progress.update(self._task, advance=rows, speed=f"{speed:,.0f} tokens/s")
+
+
+@contextlib.contextmanager
+def watching(quiet: bool) -> Iterator[_Silent]:
+    """A watcher of a run: a bar on a terminal, a line every 30 seconds elsewhere, nothing but warnings if quiet."""
+    if quiet:
+        yield _Silent()
+    elif not is_terminal():
+        yield _Lines()
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.fields[speed]}"),
+            TimeRemainingColumn(),
+        )
+        progress = Progress(*columns, console=_console(), transient=True)
+        try:
+            yield _Bar(progress)
+        finally:
+            progress.stop()
+
+
+def duration(seconds: float) -> str:
+    """A length of time as people say it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds // 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def summary(run: "Summary") -> None:
+    """The closing words of a run: what was asked, what came of it, how fast, and where it is."""
+    table([row for row in _summary_rows(run) if row[1]])
+
+
+def _summary_rows(run: "Summary") -> Iterator[tuple[str, str]]:
+    counts, space, seconds = run.counts, run.recipe.space, run.seconds
+    version = space.revision or (f"sha256 {space.weights[:16]}…" if space.weights else "")
+    yield "model", f"{space.model}  {version}".rstrip()
+    plain = run.recipe.template == "{text}"
+    yield "role", f"{run.recipe.role}  ({'no instruction for this model; ' if plain else ''}{run.template_origin})"
+    yield "template", "" if plain else run.recipe.template
+    yield "example", safe(run.example, _SHOWN)
+    yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+    cut = f"{counts.truncated:,} of {counts.rows_out:,} rows at {run.recipe.max_length} tokens"
+    yield "truncated", cut if counts.truncated else "none"
+    yield "blank", f"{counts.blank:,} texts" if counts.blank else ""
+    yield "prefixed", f"{counts.prefixed:,} texts start with the template's prefix already" if counts.prefixed else ""
+    if run.device:
+        yield "computed", f"{run.device}, {run.dtype}, {space.dim} dimensions"
+        encoding = max(1e-9, seconds["encoding"])
+        padding = 1 - counts.tokens / max(1, counts.padded_tokens)
+        speed = f"{counts.rows_out / encoding:,.0f} rows/s, {counts.tokens / encoding:,.0f} tokens/s"
+        yield "speed", f"{speed}, {padding:.1%} padding"
+    stages = ", ".join(
+        f"{name} {duration(seconds[name])}" for name in seconds if name != "total" and seconds[name] >= 0.05
+    )
+    yield "time", f"{duration(seconds['total'])} ({stages})" if stages else duration(seconds["total"])

@@ -1,0 +1,69 @@
+"""The built-in pseudo-model `hash:64`: vectors from a hash of the text, to test pipelines at full speed.
+
+Its vectors mean nothing, but they are what a real model's are: a pure function of the text up to its max length,
+finite, of norm 1. A "token" is a run of non-blank characters. Imports no torch.
+"""
+
+import hashlib
+import re
+
+import numpy as np
+
+from embedcli.encoder import Encoded, OnBatch
+from embedcli.encoder.checkpoint import Checkpoint
+from embedcli.records import Rendered
+
+_WORD = re.compile(r"\S+")
+_ROWS_AT_ONCE = 1024
+
+
+class HashEncoder:
+    """Encodes without a model."""
+
+    device = "cpu"
+    dtype = "float32"
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._full_dim = checkpoint.full_dim
+        self._dim, self._max_length = checkpoint.dim, checkpoint.max_length
+        self._normalize = checkpoint.normalize
+
+    def count_tokens(self, strings: list[str]) -> list[int]:
+        """Words of each string, nothing cut."""
+        return [len(string.split()) for string in strings]
+
+    def encode(self, rendered: Rendered, on_batch: OnBatch) -> Encoded:
+        """Encode texts to float32 [n, dim]."""
+        count = len(rendered.strings)
+        vectors = np.empty((count, self._dim), dtype=np.float32)
+        tokens = np.empty(count, dtype=np.int32)
+        truncated = np.zeros(count, dtype=np.bool_)
+        for start in range(0, count, _ROWS_AT_ONCE):
+            stop = min(count, start + _ROWS_AT_ONCE)
+            kept = [self._cut(*row) for row in zip(*(column[start:stop] for column in rendered), strict=True)]
+            tokens[start:stop] = [words for _, words, _ in kept]
+            truncated[start:stop] = [cut for _, _, cut in kept]
+            vectors[start:stop] = self._vectors([string for string, _, _ in kept])
+            on_batch(stop - start, int(tokens[start:stop].sum()))
+        return Encoded(vectors, tokens, truncated, padded=int(tokens.sum()))
+
+    def _cut(self, string: str, start: int, stop: int) -> tuple[str, int, bool]:
+        """The string with its text cut so that at most max_length words are left, their number, and whether."""
+        if len(string) < 2 * self._max_length:  # too short to hold more words
+            return string, len(string.split()), False
+        words = list(_WORD.finditer(string))
+        extra = len(words) - self._max_length
+        inside = [word for word in words if start <= word.start() < stop]
+        if extra <= 0 or not inside:
+            return string, len(words), False
+        removed = min(extra, len(inside))
+        return string[: inside[-removed].start()] + string[stop:], len(words) - removed, True
+
+    def _vectors(self, strings: list[str]) -> np.ndarray:
+        size = 2 * self._full_dim
+        digests = b"".join(hashlib.shake_128(string.encode()).digest(size) for string in strings)
+        whole = np.frombuffer(digests, dtype="<i2").reshape(len(strings), self._full_dim)
+        vectors = whole[:, : self._dim].astype(np.float32) + np.float32(0.5)  # never all zero
+        if self._normalize:
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        return vectors

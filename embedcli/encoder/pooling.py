@@ -1,0 +1,64 @@
+"""Token states into one vector a text. Pure functions on tensors.
+
+Every pooling takes states [B, T, H] and a mask [B, T] (1 for a token, 0 for padding, on either side) and returns
+float32 [B, H]. Definitions as in sentence-transformers' Pooling module.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Pooling = Callable[[Tensor, Tensor], Tensor]
+
+
+def cls(states: Tensor, mask: Tensor) -> Tensor:
+    """The first token's state."""
+    first = mask.to(torch.int32).argmax(dim=1)
+    return states[torch.arange(len(states), device=states.device), first].float()
+
+
+def last_token(states: Tensor, mask: Tensor) -> Tensor:
+    """The last token's state, whichever side is padded."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    last = (mask * positions).argmax(dim=1)
+    return states[torch.arange(len(states), device=states.device), last].float()
+
+
+def mean(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean over tokens, summed in float32."""
+    return _sum(states, mask) / _count(mask)
+
+
+def mean_sqrt_len(states: Tensor, mask: Tensor) -> Tensor:
+    """The sum over tokens, divided by the square root of their number."""
+    return _sum(states, mask) / _count(mask).sqrt()
+
+
+def weighted_mean(states: Tensor, mask: Tensor) -> Tensor:
+    """The mean over tokens, the first weighing 1, the second 2, and so on (SGPT, arXiv:2202.08904, section 3)."""
+    weights = mask.cumsum(dim=1) * mask
+    return _sum(states.float(), weights) / weights.sum(dim=1, keepdim=True).clamp(min=1).float()
+
+
+def _sum(states: Tensor, weights: Tensor) -> Tensor:
+    return (states * weights.unsqueeze(-1).to(states.dtype)).sum(dim=1, dtype=torch.float32)
+
+
+def _count(mask: Tensor) -> Tensor:
+    return mask.sum(dim=1, keepdim=True).clamp(min=1).float()
+
+
+def max_tokens(states: Tensor, mask: Tensor) -> Tensor:
+    """The largest value of each dimension over tokens."""
+    return states.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(dim=1).float()
+
+
+POOLINGS: dict[str, Pooling] = {
+    "cls": cls,
+    "mean": mean,
+    "max": max_tokens,
+    "mean_sqrt_len": mean_sqrt_len,
+    "weighted_mean": weighted_mean,
+    "last_token": last_token,
+}

@@ -1,0 +1,98 @@
+"""The nouns that travel from the sources to the store: units of the input, their records, and rejected rows."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from embedcli.errors import DataError, RowFault
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A fixed slice of one input file, cut by the input alone.
+
+    `start` and `stop` are byte offsets (JSONL) or row numbers from 0 (Parquet); `first` is the number of the first
+    line or row as people count, from 1; `rows` counts good and bad records.
+    """
+
+    file: int
+    start: int
+    stop: int
+    first: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A row that gets no vector: where it stands and why."""
+
+    file: str
+    place: str
+    number: int
+    offset: int | None
+    fault: RowFault
+    excerpt: str = ""
+
+    def as_error(self) -> DataError:
+        """The same as an exception, for runs that stop at the first bad row."""
+        more_hint = "--on-error reject sets bad rows aside and goes on"
+        where = f"{self.file}:{self.number}" if self.place == "line" else f"{self.file}: row {self.number}"
+        return DataError(f"{where}: {self.fault.reason}", "; ".join(filter(None, (self.fault.hint, more_hint))))
+
+
+@dataclass(frozen=True)
+class Records:
+    """The good rows of a unit, in the input's order, and the bad ones.
+
+    `table` holds the carried columns, `fields` the columns that the template names; `places` gives each row's line
+    or row number.
+    """
+
+    table: "pa.Table"
+    texts: list[str]
+    fields: dict[str, list[object]]
+    places: list[int]
+    rejects: list[Reject] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One input: the name people gave it, the path that can be read from any offset, and the format found inside."""
+
+    name: str
+    path: str
+    format: str
+
+    @property
+    def place(self) -> str:
+        """What people count in such a file."""
+        return "line" if self.format == "jsonl" else "row"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All inputs, planned: their files, their units in order, and the one schema of the carried columns.
+
+    `json_columns` are carried as JSON text; `notes` is what people should know of the input.
+    """
+
+    files: tuple[InputFile, ...]
+    units: tuple[Unit, ...]
+    schema: "pa.Schema"
+    json_columns: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows in the input, good and bad."""
+        return sum(unit.rows for unit in self.units)
+
+
+class Rendered(NamedTuple):
+    """What the tokenizer gets: whole strings, and where in each the record's own text stands (character offsets)."""
+
+    strings: list[str]
+    starts: list[int]
+    stops: list[int]

@@ -1,0 +1,62 @@
+"""Files into units of records: finds the inputs, cuts them into units, reads a unit.
+
+Knows nothing of roles, models and outputs.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedcli.config import InputOptions
+from embedcli.errors import DataError
+from embedcli.records import Corpus, Records, Unit
+from embedcli.sources import jsonl, parquet
+from embedcli.sources.files import STDIN, find, open_input
+from embedcli.sources.sizes import unit_bytes
+
+# Per format: plan(files, options, bytes per unit) -> Corpus, and open_reader() -> read(corpus, unit, options).
+_FORMATS: dict[str, Any] = {"jsonl": jsonl, "parquet": parquet}
+
+
+__all__ = ["STDIN", "find", "plan", "reader"]
+
+
+def plan(paths: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
+    """Find the inputs and cut them into units.
+
+    Compressed and unseekable inputs are written out under `spool` first.
+    Raises InputMissingError, AccessError or DataError before any row is encoded.
+    """
+    files = [open_input(name, spool / f"input-{index}") for index, name in enumerate(find(paths))]
+    formats = {file.format for file in files}
+    if len(formats) > 1:
+        example = {file.format: file.name for file in files}
+        raise DataError(
+            f"{example['jsonl']} is JSONL and {example['parquet']} is Parquet", "give inputs of one format in one run"
+        )
+    total = sum(Path(file.path).stat().st_size for file in files)
+    corpus: Corpus = _FORMATS[formats.pop()].plan(files, options, unit_bytes(total))
+    return corpus
+
+
+def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
+    """A function that reads units of the corpus; cheapest when they come in order.
+
+    It raises DataError at the first bad row unless rejects are wanted, and where a file is not what was planned.
+    """
+    read_format: Callable[[Corpus, Unit, InputOptions], Records] = _FORMATS[corpus.files[0].format].open_reader()
+
+    def read(unit: Unit) -> Records:
+        file = corpus.files[unit.file]
+        records = read_format(corpus, unit, options)
+        found = len(records.texts) + len(records.rejects)
+        if found != unit.rows:
+            raise DataError(
+                f"{file.name}: {found} rows where {unit.rows} were expected, from row or line {unit.first}",
+                "the file is damaged or changed during the run",
+            )
+        if records.rejects and options.on_error == "fail":
+            raise records.rejects[0].as_error()
+        return records
+
+    return read

@@ -1,0 +1,277 @@
+"""Parquet into units of records: row ranges of one schema, read forwards, page checksums verified."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from embedcli.config import InputOptions
+from embedcli.errors import DataError, RowFault
+from embedcli.records import Corpus, InputFile, Records, Reject, Unit
+from embedcli.sources.sizes import MAX_UNIT_ROWS
+
+_BATCH_ROWS = 4096
+# Carried columns may be far wider than the text: a unit holds at most this many times its share of all columns.
+_WIDTH = 8
+
+
+def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
+    """Cut files into row ranges by their footers; no row is read.
+
+    Raises DataError where a file is damaged or encrypted, the text column is missing or of another type, or the
+    files' schemas differ.
+    """
+    units: list[Unit] = []
+    schema: pa.Schema | None = None
+    for index, file in enumerate(files):
+        opened = _open(file)
+        _check_counts(file, opened.metadata)
+        own = _carried(file, opened.schema_arrow, options)
+        if schema is not None and own != schema:
+            raise _drift(files[0], schema, file, own)
+        schema = own
+        for start, stop in _ranges(opened.metadata, options.text_column, unit_bytes):
+            units.append(Unit(index, start, stop, start + 1, stop - start))
+        opened.close()
+    return Corpus(tuple(files), tuple(units), schema)
+
+
+def _open(file: InputFile) -> pq.ParquetFile:
+    try:
+        # pre_buffer would hold a whole row group; streaming its pages keeps memory independent of the file.
+        return pq.ParquetFile(file.path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
+    except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(file, error) from None
+
+
+def _check_counts(file: InputFile, metadata: pq.FileMetaData) -> None:
+    rows = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+    if rows != metadata.num_rows:
+        raise DataError(f"{file.name}: the footer counts {metadata.num_rows} rows, its row groups hold {rows}")
+
+
+def _damaged(file: InputFile, error: Exception) -> DataError:
+    message = " ".join(str(error).split())
+    if "ncrypt" in message or "rypto" in message:
+        return DataError(f"{file.name}: the Parquet file is encrypted", "decrypt it first")
+    return DataError(f"{file.name}: not a readable Parquet file: {message}", "the file is damaged or cut off")
+
+
+def _carried(file: InputFile, schema: pa.Schema, options: InputOptions) -> pa.Schema:
+    """The schema of the carried columns; checks all that can be checked of the file's schema."""
+    names = schema.names
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"{file.name}: column {twice[0]!r} stands twice")
+    _check_text_type(file, _find_type(file, schema, options.text_column, "--text-column"), options)
+    for name in options.fields:
+        _find_type(file, schema, name, "the template")
+    wanted = names if options.columns is None else options.columns
+    for name in wanted:
+        if name not in names:
+            raise _no_column(file, schema, name, "--columns")
+    fields = [schema.field(name).with_metadata(None) for name in wanted]
+    # However the file stores its texts, the output holds plain strings.
+    return pa.schema([f.with_type(pa.string()) if f.name == options.text_column else f for f in fields])
+
+
+def _find_type(file: InputFile, schema: pa.Schema, name: str, option: str) -> pa.DataType:
+    """The type of a column, or of what a dotted path of struct fields leads to."""
+    if name in schema.names:
+        return schema.field(name).type
+    kind = pa.struct(list(schema))
+    for part in name.split("."):
+        if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
+            raise _no_column(file, schema, name, option)
+        kind = kind.field(part).type
+    return kind
+
+
+def _no_column(file: InputFile, schema: pa.Schema, name: str, option: str) -> DataError:
+    close = [other for other in schema.names if other.lower() == name.lower()]
+    hint = f"did you mean {close[0]!r}?" if close else "columns of a struct are named by a path: doc.text"
+    return DataError(f"{file.name}: no column {name!r} for {option} (columns: {', '.join(schema.names)})", hint)
+
+
+def _check_text_type(file: InputFile, column_type: pa.DataType, options: InputOptions) -> None:
+    kind = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return
+    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    if binary and options.binary_as_utf8:
+        return
+    hint = "--text-column names another column"
+    if binary:
+        hint = "--binary-as-utf8 reads its bytes as UTF-8"
+    elif pa.types.is_struct(kind):
+        hint = f"name a column inside it: --text-column {options.text_column}.{kind.field(0).name}"
+    raise DataError(f"{file.name}: column {options.text_column!r} has type {column_type}, not string", hint)
+
+
+def _drift(first: InputFile, schema: pa.Schema, file: InputFile, own: pa.Schema) -> DataError:
+    ours, theirs = ({field.name: str(field) for field in one} for one in (schema, own))
+    name = next((n for n in dict.fromkeys([*ours, *theirs]) if ours.get(n) != theirs.get(n)), "")
+    what = f"{ours.get(name, 'absent')!r} against {theirs.get(name, 'absent')!r}" if name else "the order of columns"
+    return DataError(
+        f"{first.name} and {file.name} differ in their schema: {what}", "carry fewer columns: --columns id"
+    )
+
+
+def _ranges(metadata: pq.FileMetaData, text_column: str, unit_bytes: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of about `unit_bytes` of text, by the footer's sizes."""
+    start = row = 0
+    filled = 0.0
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        left = group.num_rows
+        per_row = _bytes_per_row(group, text_column)
+        while left:
+            space = max(1, int((unit_bytes - filled) / per_row)) if per_row else left
+            taken = min(left, space, start + MAX_UNIT_ROWS - row)
+            row, left, filled = row + taken, left - taken, filled + taken * per_row
+            if filled + per_row > unit_bytes or row - start == MAX_UNIT_ROWS:
+                yield start, row
+                start, filled = row, 0.0
+    if row > start:
+        yield start, row
+
+
+def _bytes_per_row(group: pq.RowGroupMetaData, text_column: str) -> float:
+    chunks = [group.column(index) for index in range(group.num_columns)]
+    text = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
+    return max(text, group.total_byte_size / _WIDTH) / max(1, group.num_rows)
+
+
+def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
+    """A function that reads units; those that follow one another continue where the last one ended."""
+    cursor: _Cursor | None = None
+
+    def read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
+        nonlocal cursor
+        file = corpus.files[unit.file]
+        if cursor is None or cursor.file != file or cursor.row > unit.start:
+            cursor = _Cursor(file, _columns_to_read(corpus.schema, options))
+        return _records(cursor.read(unit.start, unit.stop), file, unit, corpus.schema, options)
+
+    return read
+
+
+def _columns_to_read(schema: pa.Schema, options: InputOptions) -> list[str]:
+    return list(dict.fromkeys([*schema.names, options.text_column, *options.fields]))
+
+
+class _Cursor:
+    """Reads row ranges of one file forwards; rows in between are passed over."""
+
+    def __init__(self, file: InputFile, columns: list[str]) -> None:
+        self.file, self.row = file, 0
+        self._opened = _open(file)
+        self._columns = columns
+        self._batches: Iterator[pa.RecordBatch] | None = None
+        self._rest: pa.RecordBatch | None = None
+
+    def read(self, start: int, stop: int) -> pa.Table:
+        """The rows [start, stop) as a table, fewer where the file ends early."""
+        if self._batches is None:
+            self._batches = self._from(start)
+        taken: list[pa.RecordBatch] = []
+        while self.row < stop:
+            batch = self._rest if self._rest is not None else self._next()
+            if batch is None:
+                break
+            skipped = max(0, start - self.row)
+            used = min(len(batch), stop - self.row)
+            if used > skipped:
+                taken.append(batch.slice(skipped, used - skipped))
+            self._rest = batch.slice(used) if used < len(batch) else None
+            self.row += used
+        return pa.Table.from_batches(taken) if taken else self._opened.schema_arrow.empty_table()
+
+    def _from(self, start: int) -> Iterator[pa.RecordBatch]:
+        """Batches from the row group that holds `start`."""
+        metadata, group = self._opened.metadata, 0
+        while group < metadata.num_row_groups and self.row + metadata.row_group(group).num_rows <= start:
+            self.row += metadata.row_group(group).num_rows
+            group += 1
+        groups = list(range(group, metadata.num_row_groups))
+        batches: Iterator[pa.RecordBatch] = self._opened.iter_batches(
+            _BATCH_ROWS, row_groups=groups, columns=self._columns, use_threads=True
+        )
+        return batches
+
+    def _next(self) -> pa.RecordBatch | None:
+        assert self._batches is not None
+        try:
+            return next(self._batches, None)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise _damaged(self.file, error) from None
+
+
+def _records(table: pa.Table, file: InputFile, unit: Unit, schema: pa.Schema, options: InputOptions) -> Records:
+    text = _strings(_column(table, options.text_column), options)
+    faults = _text_faults(text, options.text_column)
+    for name in schema.names:
+        if name != options.text_column:
+            faults = {**_utf8_faults(table.column(name), name), **faults}
+    rejects = [
+        Reject(file.name, file.place, unit.first + index, None, fault) for index, fault in sorted(faults.items())
+    ]
+    places = list(range(unit.first, unit.first + len(table)))
+    if faults:
+        keep = [index for index in range(len(table)) if index not in faults]
+        table, text, places = table.take(keep), text.take(keep), [places[index] for index in keep]
+    if options.text_column in schema.names:
+        table = table.set_column(table.schema.get_field_index(options.text_column), options.text_column, text)
+    fields = {name: _column(table, name).to_pylist() for name in options.fields}
+    return Records(table.select(schema.names).cast(schema), text.to_pylist(), fields, places, rejects)
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    if name in table.column_names:
+        return table.column(name)
+    first, *rest = name.split(".")
+    return pc.struct_field(table.column(first), rest)
+
+
+def _strings(column: pa.ChunkedArray, options: InputOptions) -> pa.ChunkedArray:
+    """The text column as plain strings, not yet checked."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not pa.types.is_string(column.type):
+        # Arrow checks UTF-8 when it turns binary into string, for all rows at once; _text_faults checks each.
+        column = pa.chunked_array([_view(chunk) for chunk in column.chunks], pa.string())
+    return column
+
+
+def _view(chunk: pa.Array) -> pa.Array:
+    binary = chunk.cast(pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(binary), binary.buffers(), binary.null_count, binary.offset)
+
+
+def _text_faults(text: pa.ChunkedArray, name: str) -> dict[int, RowFault]:
+    faults = _utf8_faults(text, name)
+    if text.null_count:
+        nulls = pc.indices_nonzero(pc.is_null(text)).to_pylist()
+        faults |= {index: RowFault("text-null", f"column {name!r} is null") for index in nulls}
+    return faults
+
+
+def _utf8_faults(column: pa.ChunkedArray, name: str) -> dict[int, RowFault]:
+    """Rows whose strings are not UTF-8: pyarrow reads them without a word."""
+    try:
+        column.validate(full=True)
+        return {}
+    except pa.ArrowInvalid as error:
+        found = {index for index in range(len(column)) if not _is_valid(column, index)}
+        if not found:
+            raise DataError(f"column {name!r}: {error}") from None
+        return {index: RowFault("not-utf8", f"column {name!r} is not UTF-8") for index in found}
+
+
+def _is_valid(column: pa.ChunkedArray, index: int) -> bool:
+    try:
+        column.slice(index, 1).combine_chunks().validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True

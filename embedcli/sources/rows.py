@@ -1,0 +1,133 @@
+"""One line of JSONL into one strict JSON object, or into the reason why not."""
+
+import json
+import math
+import re
+from typing import Any, NamedTuple
+
+from embedcli.errors import RowFault
+
+Row = dict[str, Any]
+
+BOM = b"\xef\xbb\xbf"
+MISSING = object()
+_MAX_NESTING = 256
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class Line(NamedTuple):
+    """One line: its number from 1, where it starts and stops in the file, its bytes (None: longer than allowed)."""
+
+    number: int
+    offset: int
+    stop: int
+    content: bytes | None
+
+
+class BadRowError(Exception):
+    """A line that gives no record."""
+
+    def __init__(self, code: str, reason: str, hint: str = "") -> None:
+        self.fault = RowFault(code, reason, hint)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadRowError("duplicate-key", f"key {twice!r} stands twice")
+    return row
+
+
+def _finite(literal: str) -> float:
+    value = float(literal)
+    if not math.isfinite(value):
+        raise BadRowError("number", f"number {literal[:40]} is out of range")
+    return value
+
+
+def _refuse_constant(literal: str) -> float:
+    raise BadRowError("number", f"{literal} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_refuse_constant, strict=True
+)
+
+
+def parse(line: Line, limit: int) -> Row:
+    """A line's object. Raises BadRowError for all that is not one strict JSON object in UTF-8."""
+    if line.content is None:
+        raise BadRowError("too-long", f"the line is longer than {limit} bytes", "--max-row-bytes raises the limit")
+    content = line.content.removeprefix(BOM)
+    try:
+        value = _DECODER.decode(content.decode())
+    except UnicodeDecodeError as error:
+        at = line.offset + len(line.content) - len(content) + error.start
+        raise BadRowError("not-utf8", f"byte {content[error.start]:#04x} at offset {at} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        at = line.offset + len(line.content) - len(content) + len(error.doc[: error.pos].encode())
+        raise BadRowError("not-json", f"not valid JSON: {error.msg} at byte offset {at}") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except ValueError:  # int() refuses beyond 4,300 digits
+        raise BadRowError("number", "an integer has too many digits") from None
+    if not isinstance(value, dict):
+        raise BadRowError("not-object", f'a {_json_type(value)}, not an object like {{"text": ...}}')
+    if content.count(b"[") + content.count(b"{") > _MAX_NESTING and _depth(value) > _MAX_NESTING:
+        raise _too_deep()
+    if _SURROGATE.search(content):
+        _refuse_lone_surrogates(value)
+    return value
+
+
+def _too_deep() -> BadRowError:
+    return BadRowError("nesting", f"values are nested more than {_MAX_NESTING} levels deep")
+
+
+def _refuse_lone_surrogates(value: Row) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        code = ord(error.object[error.start])
+        raise BadRowError("surrogate", f"lone surrogate \\u{code:04x} in a string: not Unicode text") from None
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        nested = [item for item in level if isinstance(item, (dict, list))]
+        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+    return depth
+
+
+def _json_type(value: Any) -> str:
+    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    return names.get(type(value), "null")
+
+
+def lookup(row: Row, name: str) -> Any:
+    """The value under a key, or under a dotted path of keys; MISSING where there is none."""
+    if name in row:
+        return row[name]
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return MISSING
+        value = value[part]
+    return value
+
+
+def text_of(row: Row, name: str) -> str:
+    """The string under `name`. Raises BadRowError where there is none."""
+    value = lookup(row, name)
+    if isinstance(value, str):
+        return value
+    if value is MISSING:
+        keys = ", ".join(list(row)[:20]) or "none"
+        raise BadRowError("text-missing", f"no column {name!r} (columns here: {keys})", "--text-column names another")
+    if value is None:
+        raise BadRowError("text-null", f"column {name!r} is null")
+    raise BadRowError("text-type", f"column {name!r} is a {_json_type(value)}, not a string")

@@ -1,0 +1,144 @@
+"""The Parquet files that we write: their columns, their provenance, and how they are written, checked and read.
+
+Every page has a checksum: without it one flipped bit reads back as another vector, without an error.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedcli.config import OutputOptions
+from embedcli.errors import ConfigurationError, DataError, StorageError
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"embedcli"
+_VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
+_HASH_TYPE = pa.binary(16)
+
+
+def own_columns(name: str) -> tuple[str, str, str, str]:
+    """The names of the four columns that we add: vector, hash, tokens, truncated."""
+    return name, f"{name}_hash", f"{name}_tokens", f"{name}_truncated"
+
+
+def output_schema(carried: pa.Schema, dim: int, options: OutputOptions) -> pa.Schema:
+    """The carried columns, then ours.
+
+    Raises ConfigurationError where the input has a column by one of our names.
+    """
+    names = own_columns(options.embedding_column)
+    for name in names:
+        if name in carried.names:
+            raise ConfigurationError(
+                f"the input has a column {name!r} already",
+                "--embedding-column names ours differently; --columns chooses which of the input's are carried",
+            )
+    types = (pa.list_(_VECTOR_TYPES[options.vector_type], dim), _HASH_TYPE, pa.int32(), pa.bool_())
+    return pa.schema([*carried, *(pa.field(name, kind) for name, kind in zip(names, types, strict=True))])
+
+
+def assemble(
+    carried: pa.Table,
+    schema: pa.Schema,
+    vectors: npt.NDArray[np.float32],
+    hashes: bytes,
+    tokens: npt.NDArray[np.int32],
+    truncated: npt.NDArray[np.bool_],
+) -> pa.Table:
+    """A table of carried columns and ours: vectors float32 [n, dim], hashes 16 n bytes, tokens and truncated [n]."""
+    vector_type = schema.field(len(schema) - 4).type
+    numbers = np.float16 if pa.types.is_float16(vector_type.value_type) else np.float32
+    ours = [
+        pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1).astype(numbers)), vector_type.list_size),
+        pa.FixedSizeBinaryArray.from_buffers(_HASH_TYPE, len(vectors), [None, pa.py_buffer(hashes)]),
+        pa.array(tokens),
+        pa.array(truncated),
+    ]
+    return pa.table([*carried.columns, *ours], schema=schema)
+
+
+def write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table]) -> int:
+    """Write a new Parquet file durably and read it back; gives its rows.
+
+    Raises StorageError where what is read differs in rows or checksums, OSError as the system says it.
+    `path` must be a name nobody reads: on an exception pyarrow writes a valid footer over half a file.
+    """
+    rows = 0
+    full = schema.with_metadata({METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()})
+    vector = schema.names[-4]
+    with open(path, "xb") as stream:
+        with pq.ParquetWriter(
+            stream,
+            full,
+            compression={name: "none" if name == f"{vector}.list.element" else "zstd" for name in _leaves(schema)},
+            use_dictionary=[name for name in schema.names if name not in own_columns(vector)],
+            write_page_checksum=True,
+            write_page_index=True,
+        ) as writer:
+            for table in filter(len, tables):
+                writer.write_table(table, row_group_size=max(1, len(table)))
+                rows += len(table)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if sum(len(table) for table in read_tables(path)) != rows:
+        raise StorageError(f"{path}: what was written can't be read back whole", "is the disk failing?")
+    return rows
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The Parquet names of the leaf columns."""
+
+    def inside(name: str, kind: pa.DataType) -> Iterator[str]:
+        if pa.types.is_struct(kind):
+            for field in kind:
+                yield from inside(f"{name}.{field.name}", field.type)
+        elif pa.types.is_map(kind):
+            yield from inside(f"{name}.key_value.key", kind.key_type)
+            yield from inside(f"{name}.key_value.value", kind.item_type)
+        elif hasattr(kind, "value_type") and not pa.types.is_dictionary(kind):
+            yield from inside(f"{name}.list.element", kind.value_type)
+        else:
+            yield name
+
+    return [leaf for field in schema for leaf in inside(field.name, field.type)]
+
+
+def open_file(path: Path | str) -> pq.ParquetFile:
+    """Open one of our files, or any Parquet file, with checksums verified on read. Raises DataError."""
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
+    except (pa.ArrowException, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from None
+
+
+def read_tables(path: Path | str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The file's row groups as tables, in order. Raises DataError where a page is damaged."""
+    with open_file(path) as file:
+        for group in range(file.metadata.num_row_groups):
+            try:
+                yield file.read_row_group(group, columns=columns)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise DataError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+
+
+def provenance_of(file: pq.ParquetFile) -> dict[str, Any] | None:
+    """What a file says of its own making; None where it isn't one of ours.
+
+    Raises DataError where it is of a version that this embedcli doesn't know.
+    """
+    raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        return None
+    provenance: dict[str, Any] = json.loads(raw)
+    if provenance.get("format_version") != FORMAT_VERSION:
+        raise DataError(
+            f"written in format version {provenance.get('format_version')}, this embedcli reads {FORMAT_VERSION}"
+        )
+    return provenance
