@@ -1,5 +1,6 @@
 """Parquet into units of records: row ranges of one schema, read forwards, page checksums verified."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
@@ -31,6 +32,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
         if schema is not None and own != schema:
             raise _drift(files[0], schema, file, own)
         schema = own
+        _probe(file, opened, _columns_to_read(schema, options))
         for start, stop in _ranges(opened.metadata, options.text_column, unit_bytes):
             units.append(Unit(index, start, stop, start + 1, stop - start))
         opened.close()
@@ -40,7 +42,8 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
 def _open(file: InputFile) -> pq.ParquetFile:
     try:
         # pre_buffer would hold a whole row group; streaming its pages keeps memory independent of the file.
-        return pq.ParquetFile(file.path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
+        source = pa.OSFile(os.fsencode(file.path))  # bytes: a file name need not be UTF-8
+        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
     except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
         raise _damaged(file, error) from None
 
@@ -49,6 +52,14 @@ def _check_counts(file: InputFile, metadata: pq.FileMetaData) -> None:
     rows = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     if rows != metadata.num_rows:
         raise DataError(f"{file.name}: the footer counts {metadata.num_rows} rows, its row groups hold {rows}")
+
+
+def _probe(file: InputFile, opened: pq.ParquetFile, columns: list[str]) -> None:
+    """Read one row: asking an encrypted column for its sizes would end the process, reading it is an error."""
+    try:
+        next(opened.iter_batches(1, columns=columns), None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(file, error) from None
 
 
 def _damaged(file: InputFile, error: Exception) -> DataError:
@@ -110,7 +121,7 @@ def _check_text_type(file: InputFile, column_type: pa.DataType, options: InputOp
 
 
 def _drift(first: InputFile, schema: pa.Schema, file: InputFile, own: pa.Schema) -> DataError:
-    ours, theirs = ({field.name: str(field) for field in one} for one in (schema, own))
+    ours, theirs = ({field.name: f"{field.name}: {field.type}" for field in one} for one in (schema, own))
     name = next((n for n in dict.fromkeys([*ours, *theirs]) if ours.get(n) != theirs.get(n)), "")
     what = f"{ours.get(name, 'absent')!r} against {theirs.get(name, 'absent')!r}" if name else "the order of columns"
     return DataError(
@@ -120,12 +131,14 @@ def _drift(first: InputFile, schema: pa.Schema, file: InputFile, own: pa.Schema)
 
 def _ranges(metadata: pq.FileMetaData, text_column: str, unit_bytes: int) -> Iterator[tuple[int, int]]:
     """Row ranges of about `unit_bytes` of text, by the footer's sizes."""
+    leaf = next((i for i in range(metadata.num_columns) if metadata.schema.column(i).path == text_column), None)
     start = row = 0
     filled = 0.0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         left = group.num_rows
-        per_row = _bytes_per_row(group, text_column)
+        text = 0 if leaf is None else group.column(leaf).total_uncompressed_size
+        per_row = max(text, group.total_byte_size / _WIDTH) / max(1, group.num_rows)
         while left:
             space = max(1, int((unit_bytes - filled) / per_row)) if per_row else left
             taken = min(left, space, start + MAX_UNIT_ROWS - row)
@@ -135,12 +148,6 @@ def _ranges(metadata: pq.FileMetaData, text_column: str, unit_bytes: int) -> Ite
                 start, filled = row, 0.0
     if row > start:
         yield start, row
-
-
-def _bytes_per_row(group: pq.RowGroupMetaData, text_column: str) -> float:
-    chunks = [group.column(index) for index in range(group.num_columns)]
-    text = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column)
-    return max(text, group.total_byte_size / _WIDTH) / max(1, group.num_rows)
 
 
 def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:

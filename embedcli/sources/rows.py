@@ -68,7 +68,7 @@ def parse(line: Line, limit: int) -> Row:
         raise BadRowError("not-utf8", f"byte {content[error.start]:#04x} at offset {at} is not UTF-8") from None
     except json.JSONDecodeError as error:
         at = line.offset + len(line.content) - len(content) + len(error.doc[: error.pos].encode())
-        raise BadRowError("not-json", f"not valid JSON: {error.msg} at byte offset {at}") from None
+        raise BadRowError("not-json", f"not valid JSON: {error.msg.removesuffix(' at')} at byte offset {at}") from None
     except RecursionError:
         raise _too_deep() from None
     except ValueError:  # int() refuses beyond 4,300 digits

@@ -111,10 +111,16 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def open_file(path: Path | str) -> pq.ParquetFile:
-    """Open one of our files, or any Parquet file, with checksums verified on read. Raises DataError."""
+    """Open one of our files, or any Parquet file, with checksums verified on read.
+
+    Raises DataError where it is no Parquet file or damaged, OSError as the system says it.
+    """
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
-    except (pa.ArrowException, ValueError, RuntimeError) as error:
+        source = pa.OSFile(os.fsencode(path))  # bytes: a file name need not be UTF-8
+        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
+    except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(f"{path}: not a readable Parquet file: {' '.join(str(error).split())}") from None
 
 

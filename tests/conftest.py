@@ -1,0 +1,102 @@
+"""What every test may lean on: the guard, a way to run the program, tiny models."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SAMPLE = REPOSITORY / "sample_data"
+
+# Before anything imports the hub's library.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = "/nonexistent/embedcli-tests-must-not-use-the-home-cache"
+os.environ["DO_NOT_TRACK"] = "1"
+for _name in [name for name in os.environ if name.startswith("EMBEDCLI_")]:
+    del os.environ[_name]
+
+
+class NetworkTouchedError(BaseException):
+    """A test tried to leave the machine. No Exception: nothing may swallow it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: socket.socket, address: Any, *rest: Any) -> None:
+        if self.family != socket.AF_UNIX:
+            self.close()
+            raise NetworkTouchedError(address)
+
+    def refuse_name(*address: Any, **_: Any) -> None:
+        raise NetworkTouchedError(address)
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse_name)
+
+
+@dataclass
+class Ran:
+    """What a run of the program left behind."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().splitlines()
+
+
+@pytest.fixture
+def cli(capfdbinary: pytest.CaptureFixture[bytes]) -> Iterator[Callable[..., Ran]]:
+    """Run `embedcli` in this process: fast, and what it writes is read from the file descriptors."""
+    from embedcli.cli import app
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in signals]
+
+    def run(*args: object) -> Ran:
+        capfdbinary.readouterr()
+        try:
+            app([str(arg) for arg in args], prog_name="embedcli")
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capfdbinary.readouterr()
+        return Ran(code, out, err.decode())
+
+    yield run
+    for number, handler in zip(signals, before, strict=True):
+        signal.signal(number, handler)
+
+
+def start(*args: object, **options: Any) -> "subprocess.Popen[bytes]":
+    """Start `embedcli` as a process of its own."""
+    command = [sys.executable, "-m", "embedcli", *map(str, args)]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen(command, **pipes)
+
+
+def run_process(*args: object, input: bytes | None = None, **options: Any) -> Ran:  # noqa: A002
+    """Run `embedcli` as a process of its own, with bytes on its standard input."""
+    if input is not None:
+        options["stdin"] = subprocess.PIPE
+    process = start(*args, **options)
+    out, err = process.communicate(input)
+    return Ran(process.returncode, out, (err or b"").decode())
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of the real class with a tokenizer of its own, in sentence-transformers' layout."""
+    from tests import tiny
+
+    return tiny.bert(tmp_path_factory.mktemp("models") / "tiny-bert")

@@ -1,0 +1,111 @@
+"""Parquet: units cover every row once, any storage of strings reads alike, damage is never read silently."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcli import sources
+from embedcli.config import InputOptions
+from embedcli.errors import DataError
+from embedcli.records import InputFile
+from embedcli.sources import parquet
+
+
+def plan(path, options, unit_bytes=2**20):
+    return parquet.plan([InputFile(str(path), str(path), "parquet")], options, unit_bytes)
+
+
+def read_all(path, options=InputOptions(), unit_bytes=2**20):  # noqa: B008 - frozen
+    corpus = plan(path, options, unit_bytes)
+    read = sources.reader(corpus, options)
+    return corpus, [read(unit) for unit in corpus.units]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(max_size=50), max_size=80), st.integers(1, 40), st.integers(20, 2000))
+def test_units_cover_the_file_whatever_its_row_groups(tmp_path_factory, texts, group, unit_bytes):
+    path = tmp_path_factory.mktemp("parquet") / "a.parquet"
+    table = pa.table({"text": pa.array(texts, pa.string()), "n": pa.array(range(len(texts)), pa.int32())})
+    pq.write_table(table, path, row_group_size=group)
+    corpus, units = read_all(path, unit_bytes=unit_bytes)
+    assert [text for unit in units for text in unit.texts] == texts
+    assert [n for unit in units for n in unit.table["n"].to_pylist()] == list(range(len(texts)))
+    assert [place for unit in units for place in unit.places] == list(range(1, len(texts) + 1))
+    assert [unit.start for unit in corpus.units[1:]] == [unit.stop for unit in corpus.units[:-1]]
+
+
+def test_units_can_be_read_in_any_order(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [f"text {i}" for i in range(1000)]}), path, row_group_size=300)
+    corpus = plan(path, InputOptions(), 500)
+    assert len(corpus.units) > 10
+    read = sources.reader(corpus, InputOptions())
+    for unit in [*corpus.units[::-1], *corpus.units[3:9:2]]:
+        assert read(unit).texts == [f"text {i}" for i in range(unit.start, unit.stop)]
+
+
+KINDS = {
+    "string": lambda texts: pa.array(texts, pa.string()),
+    "large_string": lambda texts: pa.array(texts, pa.large_string()),
+    "string_view": lambda texts: pa.array(texts, pa.string_view()),
+    "dictionary": lambda texts: pa.array(texts, pa.string()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_storage_of_strings_reads_alike(tmp_path, kind):
+    texts = ["a", "", "ä\0", "a", "🙂" * 20]
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": KINDS[kind](texts)}), path)
+    _, units = read_all(path)
+    assert units[0].texts == texts
+    assert units[0].table.schema == pa.schema([("text", pa.string())])
+
+
+def invalid(texts):
+    """A string column with bytes that are no UTF-8, as pyarrow writes and reads it without a word."""
+    binary = pa.array(texts, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(binary), binary.buffers(), binary.null_count)
+
+
+@pytest.mark.parametrize("column", ["text", "other"])
+def test_rows_that_are_not_utf8_are_found_one_by_one(tmp_path, column):
+    path = tmp_path / "a.parquet"
+    good = pa.array(["a", "b", "c", "d"])
+    table = {"text": good, "other": good, column: invalid([b"a", b"\xff\xfe", b"c", None])}
+    pq.write_table(pa.table(table), path)
+    _, units = read_all(path, InputOptions(on_error="reject"))
+    codes = {reject.number: reject.fault.code for reject in units[0].rejects}
+    assert codes == ({2: "not-utf8", 4: "text-null"} if column == "text" else {2: "not-utf8"})
+    assert units[0].table.num_rows == len(units[0].texts) == 4 - len(codes)
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_a_flipped_bit_is_never_read_silently(tmp_path, compression):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.parquet"
+    texts = ["".join(chr(97 + c) for c in rng.integers(0, 26, 40)) for _ in range(200)]
+    pq.write_table(pa.table({"text": texts}), path, compression=compression, write_page_checksum=True)
+    sound = path.read_bytes()
+    for place in rng.integers(4, len(sound), 60):
+        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << int(rng.integers(0, 8))]) + sound[place + 1 :])
+        try:
+            _, units = read_all(path)
+        except DataError:
+            continue
+        assert [text for unit in units for text in unit.texts] == texts
+
+
+def test_a_footer_that_counts_wrong_is_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x"] * 100}), path)
+    content = path.read_bytes()
+    # In the footer FileMetaData.num_rows comes first, as a zigzag varint; each row group holds its own.
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    at = content.index(b"\x16\xc8\x01", footer) + 1
+    path.write_bytes(content[:at] + b"\xca\x01" + content[at + 2 :])
+    with pytest.raises(DataError):
+        read_all(path)

@@ -1,0 +1,42 @@
+"""Poolings on states whose values are the positions, so that every answer is known by hand."""
+
+import math
+
+import pytest
+import torch
+
+from embedcli.encoder.checkpoint import POOLINGS as NAMES
+from embedcli.encoder.pooling import POOLINGS
+
+# Three tokens with states 0, 1, 2.
+BY_HAND = {
+    "cls": 0.0,
+    "mean": 1.0,
+    "max": 2.0,
+    "mean_sqrt_len": 3 / math.sqrt(3),
+    "weighted_mean": (1 * 0 + 2 * 1 + 3 * 2) / 6,
+    "last_token": 2.0,
+}
+
+
+def states_and_mask(before: int, after: int):
+    """Three tokens between paddings, whose states must not matter."""
+    values = [99.0] * before + [0.0, 1.0, 2.0] + [-77.0] * after
+    mask = [0] * before + [1, 1, 1] + [0] * after
+    return torch.tensor(values).reshape(1, -1, 1), torch.tensor(mask).reshape(1, -1)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 4), (4, 0)], ids=["unpadded", "right", "left"])
+def test_each_pooling_by_hand_whichever_side_is_padded(name, before, after):
+    assert POOLINGS[name](*states_and_mask(before, after)).item() == pytest.approx(BY_HAND[name])
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_short_formats_are_pooled_in_float32(name):
+    states, mask = states_and_mask(0, 2)
+    assert POOLINGS[name](states.bfloat16(), mask).dtype == torch.float32
+
+
+def test_the_names_are_the_same_everywhere():
+    assert set(BY_HAND) == set(POOLINGS) == set(NAMES)

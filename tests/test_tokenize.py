@@ -1,0 +1,73 @@
+"""Tokens: the same as the tokenizer's own, and when a text is too long it is cut, never the template around it."""
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedcli import templates
+from embedcli.encoder.tokenize import Tokenizer
+from embedcli.errors import ConfigurationError
+
+
+@pytest.fixture(scope="module")
+def backend(tiny_bert):
+    return transformers.AutoTokenizer.from_pretrained(tiny_bert)
+
+
+def encode(backend, template, texts, max_length):
+    rendered, _ = templates.render(templates.parse(template, "query", "test"), texts, {})
+    return Tokenizer(backend, max_length).encode(rendered), rendered.strings
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.text(max_size=80), min_size=1, max_size=5), max_length=st.integers(3, 40))
+def test_without_a_suffix_the_ids_are_the_tokenizers_own(backend, texts, max_length):
+    own = transformers.AutoTokenizer.from_pretrained(backend.name_or_path)
+    tokens, strings = encode(backend, "query: {text}", texts, max_length)
+    assert tokens.ids == own(strings, truncation=True, max_length=max_length)["input_ids"]
+    assert tokens.truncated == [len(ids) > max_length for ids in own(strings)["input_ids"]]
+
+
+@settings(deadline=None)
+@given(text=st.text(alphabet="abc the sea", max_size=200), max_length=st.integers(12, 40))
+def test_a_suffix_stays_whole(backend, text, max_length):
+    tokens, _ = encode(backend, "query: {text} [SEP]none", [text], max_length)
+    suffix = backend(" [SEP]none", add_special_tokens=False)["input_ids"]
+    ids = tokens.ids[0]
+    assert len(ids) <= max_length
+    assert ids[-1 - len(suffix) :] == [*suffix, 3]
+    if tokens.truncated[0]:
+        assert len(ids) == max_length
+
+
+def test_the_cut_text_is_a_beginning_of_the_text(backend):
+    tokens, _ = encode(backend, "title {text} none", ["the sea rises and falls twice a day"], 9)
+    assert backend.convert_ids_to_tokens(tokens.ids[0]) == ["[CLS]", "title", "the", "sea", "rises", "and", "falls", "none", "[SEP]"]
+
+
+def test_an_end_longer_than_the_room_is_refused(backend):
+    with pytest.raises(ConfigurationError, match="the template's end alone"):
+        encode(backend, "{text} the sea rises and falls twice a day", ["moon moon moon"], 6)
+
+
+def test_no_room_at_all_is_refused(backend):
+    with pytest.raises(ConfigurationError, match="no room"):
+        Tokenizer(backend, 2)
+
+
+def test_an_end_token_is_appended_where_the_tokenizer_adds_none(tiny_bert):
+    backend = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    backend.eos_token = "[MASK]"
+    tokenizer = Tokenizer(backend, 8, append_eos=True)
+    rendered, _ = templates.render(templates.parse("{text}", "query", "test"), ["", "the sea " * 9], {})
+    assert [(ids[0], ids[-1], len(ids)) for ids in tokenizer.encode(rendered).ids] == [(2, 4, 3), (2, 4, 8)]
+    assert Tokenizer(backend, 8, append_eos=True).after == Tokenizer(backend, 8, append_eos=True).after == [3, 4]
+
+
+def test_what_the_tokenizers_file_says_of_padding_and_length_is_ignored(tiny_bert):
+    backend = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    backend.backend_tokenizer.enable_truncation(5)
+    backend.backend_tokenizer.enable_padding(length=30)
+    tokens, _ = encode(backend, "{text}", ["the sea rises and falls twice"], 20)
+    assert len(tokens.ids[0]) == 8
