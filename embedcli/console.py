@@ -76,6 +76,8 @@ def error(message: str, hint: str = "") -> None:
 
 def result(text: str) -> None:
     """The one line on standard output that programs read; file names may hold any byte."""
+    if sys.stdout is None:  # closed by the caller, who doesn't want to know
+        return
     sys.stdout.buffer.write(os.fsencode(text) + b"\n")
     sys.stdout.buffer.flush()
 

@@ -111,7 +111,7 @@ def preflight(inputs: Sequence[str], output: OutputOptions) -> None:
         staging.check_output(Path(output.path), found)
 
 
-def run(job: Job, watcher: Watcher, stdout: BinaryIO) -> Summary:
+def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary:
     """Encode the corpus and publish its vectors; `stdout` takes them where the output is `-`.
 
     Raises the errors of errors.py. Until the run is through, nothing is visible under the output's name.
@@ -181,9 +181,10 @@ def _load(job: Job) -> encoder.Encoder:
     return model
 
 
-def _open_sink(job: Job, place: _Place, schema: Any, stdout: BinaryIO, provenance: dict[str, Any]) -> sinks.Sink:
+def _open_sink(job: Job, place: _Place, schema: Any, stdout: BinaryIO | None, provenance: dict[str, Any]) -> sinks.Sink:
     if place.staging is not None:
         return sinks.FileSink(place.staging, schema)
+    assert stdout is not None
     return sinks.STREAMS[job.output.format](stdout, schema, provenance)
 
 

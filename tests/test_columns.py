@@ -10,8 +10,18 @@ from hypothesis import strategies as st
 
 from embedcli.sources import columns
 
-scalars = st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False) | st.text()
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3), max_leaves=8)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text()
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 def carried(column):
@@ -63,7 +73,11 @@ def test_joining_the_parts_is_the_kind_of_the_whole(left, right):
         (["2024-01-01"], pa.string(), ["2024-01-01"]),
         ([None, None], pa.string(), [None, None]),
         ([[1], ["a"], []], pa.list_(pa.string()), [["1"], ["a"], []]),
-        ([{"a": 1}, {"b": "x"}], pa.struct([("a", pa.int64()), ("b", pa.string())]), [{"a": 1, "b": None}, {"a": None, "b": "x"}]),
+        (
+            [{"a": 1}, {"b": "x"}],
+            pa.struct([("a", pa.int64()), ("b", pa.string())]),
+            [{"a": 1, "b": None}, {"a": None, "b": "x"}],
+        ),
         ([{}], pa.string(), ["{}"]),
         ([{"a": 1}, [1]], pa.string(), ['{"a": 1}', "[1]"]),
     ],

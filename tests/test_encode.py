@@ -78,7 +78,14 @@ def test_provenance_says_all_and_betrays_nothing(cli, corpus):
     assert said["recipe"]["role"] == "passage"
     assert said["recipe"]["template"] == "passage: {text}"
     assert said["recipe"]["space"]["model"] == "hash:16"
-    assert said["counts"] == {"rows_in": 50, "rows_out": 50, "rejected": 0, "truncated": 0, "blank": 0, "tokens": said["counts"]["tokens"]}
+    assert said["counts"] == {
+        "rows_in": 50,
+        "rows_out": 50,
+        "rejected": 0,
+        "truncated": 0,
+        "blank": 0,
+        "tokens": said["counts"]["tokens"],
+    }
     assert set(said["libraries"]) == {"torch", "transformers", "tokenizers", "numpy", "pyarrow"}
     assert str(corpus.parent) not in json.dumps(said)
 
@@ -88,7 +95,9 @@ EFFECTS = {
     "--role query": lambda t, p: p["recipe"]["role"] == "query",
     "--template <{text}>": lambda t, p: p["recipe"]["template"] == "<{text}>",
     "--template {title}|{text}": lambda t, p: p["recipe"]["template"] == "{title}|{text}",
-    "--max-length 4": lambda t, p: max(t["embedding_tokens"].to_pylist()) == 4 and sum(t["embedding_truncated"].to_pylist()) > 40,
+    "--max-length 4": lambda t, p: (
+        max(t["embedding_tokens"].to_pylist()) == 4 and sum(t["embedding_truncated"].to_pylist()) > 40
+    ),
     "--dim 4": lambda t, p: t.schema.field("embedding").type.list_size == 4 and norms_are_one(t),
     "--no-normalize": lambda t, p: not norms_are_one(t) and not p["recipe"]["space"]["normalized"],
     "--text-column title": lambda t, p: len(set(t["embedding_hash"].to_pylist())) == 3,
@@ -163,7 +172,12 @@ def test_what_cannot_be_done_is_said_with_its_code(case, cli, corpus, monkeypatc
     monkeypatch.chdir(corpus.parent)
     (corpus.parent / "notes").write_text("mine")
     (corpus.parent / "corpus.jsonl2").symlink_to(corpus)
-    needs_real_model = case in ("too large a dimension", "too large a length", "no such model", "a device that isn't there")
+    needs_real_model = case in (
+        "too large a dimension",
+        "too large a length",
+        "no such model",
+        "a device that isn't there",
+    )
     model = () if needs_real_model else HASH
     if case == "a device that isn't there":
         pytest.importorskip("torch")
@@ -178,7 +192,19 @@ def test_what_cannot_be_done_is_said_with_its_code(case, cli, corpus, monkeypatc
 def test_rejected_rows_are_accounted_for(cli, tmp_path):
     rows = [{"text": "a", "t": "x"}, {"text": 3}, {"text": "b", "t": None}, {"text": "c", "t": "y"}]
     path = write_rows(tmp_path / "a.jsonl", rows)
-    arguments = ("encode", path, "--role", "query", *HASH, "--template", "{t} {text}", "--on-error", "reject", "--report", tmp_path / "r.json")
+    arguments = (
+        "encode",
+        path,
+        "--role",
+        "query",
+        *HASH,
+        "--template",
+        "{t} {text}",
+        "--on-error",
+        "reject",
+        "--report",
+        tmp_path / "r.json",
+    )
     ran = cli(*arguments)
     assert ran.code == 3
     assert pq.read_table(tmp_path / "a.query.parquet")["text"].to_pylist() == ["a", "c"]
@@ -231,7 +257,10 @@ def test_streams_hold_what_the_file_holds(corpus, cli):
     stream = pa.ipc.open_stream(arrow.out).read_all()
     assert stream.equals(file)
     assert json.loads(stream.schema.metadata[b"embedcli"])["recipe_id"]
-    lines = [json.loads(line) for line in run_process("encode", corpus, "--role", "query", *HASH, "-o", "-", "--format", "jsonl").lines]
+    lines = [
+        json.loads(line)
+        for line in run_process("encode", corpus, "--role", "query", *HASH, "-o", "-", "--format", "jsonl").lines
+    ]
     wanted = file.to_pylist()
     for line, row in zip(lines, wanted, strict=True):
         assert np.array_equal(np.array(line.pop("embedding"), np.float32), np.array(row.pop("embedding"), np.float32))
@@ -251,8 +280,15 @@ def test_jsonl_output_of_types_that_json_lacks(tmp_path):
         "bytes": [b"\xff"],
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    line = json.loads(run_process("encode", tmp_path / "a.parquet", "--role", "query", *HASH, "-o", "-", "--format", "jsonl").out)
-    assert (line["nan"], line["when"], line["exact"], line["bytes"]) == (None, "2024-01-02T00:00:00+00:00", "1.10", "/w==")
+    line = json.loads(
+        run_process("encode", tmp_path / "a.parquet", "--role", "query", *HASH, "-o", "-", "--format", "jsonl").out
+    )
+    assert (line["nan"], line["when"], line["exact"], line["bytes"]) == (
+        None,
+        "2024-01-02T00:00:00+00:00",
+        "1.10",
+        "/w==",
+    )
 
 
 def test_a_reader_that_closes_the_pipe_ends_the_run_quietly(tmp_path):

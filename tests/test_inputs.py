@@ -141,7 +141,10 @@ def test_case(case, cli, tmp_path, said):
 
 def test_the_late_byte_order_mark_is_mentioned(cli, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(CASES["2 BOM at a later line"][1])
-    assert "1 lines start with a byte order mark" in cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8").err
+    assert (
+        "1 lines start with a byte order mark"
+        in cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8").err
+    )
 
 
 def test_an_encrypted_column_is_called_encrypted(cli, tmp_path):
@@ -181,7 +184,18 @@ def test_ids_of_any_kind_come_through(cli, tmp_path):
 
 def test_a_long_line_costs_no_memory_and_can_be_set_aside(cli, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * 5000 + b'"}\n' + GOOD)
-    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "--max-row-bytes", 1000, "--on-error", "reject")
+    ran = cli(
+        "encode",
+        tmp_path / "a.jsonl",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "--max-row-bytes",
+        1000,
+        "--on-error",
+        "reject",
+    )
     assert ran.code == 3
     assert pq.read_table(tmp_path / "a.query.parquet")["text"].to_pylist() == ["a", "b"]
 
@@ -204,7 +218,19 @@ def test_pipes(how, tmp_path):
 
 
 def test_stdin_may_hold_parquet(tmp_path):
-    command = [sys.executable, "-m", "embedcli", "encode", "-", "--role", "query", "--model", "hash:8", "-o", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "embedcli",
+        "encode",
+        "-",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "-o",
+        str(tmp_path / "o"),
+    ]
     assert subprocess.run(command, input=parquet(text=["a"]), capture_output=True).returncode == 0
     assert pq.read_table(tmp_path / "o")["text"].to_pylist() == ["a"]
 
@@ -226,7 +252,13 @@ def test_inputs_that_may_not_be_read(cli, tmp_path):
 
 def test_file_names_of_any_bytes_are_escaped(cli, tmp_path):
     # 47
-    for name in (b"new\nline.jsonl", b"esc\x1b[31m.jsonl", b"not-utf8-\xff.jsonl", b"[red][link=x][bold.jsonl", "bidi\u202e.jsonl".encode()):
+    for name in (
+        b"new\nline.jsonl",
+        b"esc\x1b[31m.jsonl",
+        b"not-utf8-\xff.jsonl",
+        b"[red][link=x][bold.jsonl",
+        "bidi\u202e.jsonl".encode(),
+    ):
         path = os.path.join(os.fsencode(tmp_path), name)
         with open(path, "wb") as stream:
             stream.write(GOOD + b"bad\n")
@@ -244,7 +276,17 @@ def test_the_same_file_twice_is_refused(cli, tmp_path):
     # 48
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
-    ran = cli("encode", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--role", "query", "--model", "hash:8", "-o", tmp_path / "o")
+    ran = cli(
+        "encode",
+        tmp_path / "a.jsonl",
+        tmp_path / "b.jsonl",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "-o",
+        tmp_path / "o",
+    )
     assert ran.code == 65
     assert "a.jsonl" in ran.err
     assert "b.jsonl are the same file" in ran.err
@@ -253,7 +295,17 @@ def test_the_same_file_twice_is_refused(cli, tmp_path):
 def test_bytes_are_read_as_text_where_asked(cli, tmp_path):
     # 55
     (tmp_path / "a.parquet").write_bytes(parquet(text=[b"a", "ä".encode(), b"\xff"]))
-    ran = cli("encode", tmp_path / "a.parquet", "--role", "query", "--model", "hash:8", "--binary-as-utf8", "--on-error", "reject")
+    ran = cli(
+        "encode",
+        tmp_path / "a.parquet",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "--binary-as-utf8",
+        "--on-error",
+        "reject",
+    )
     assert ran.code == 3
     assert pq.read_table(tmp_path / "a.query.parquet")["text"].to_pylist() == ["a", "ä"]
 
@@ -291,7 +343,13 @@ def test_row_groups_without_rows(cli, tmp_path):
 
 def test_folders_globs_and_several_files_keep_their_order(cli, tmp_path):
     (tmp_path / "in" / "deep").mkdir(parents=True)
-    for name, text in (("b.jsonl", "b"), ("a.jsonl", "a"), ("deep/c.jsonl", "c"), (".hidden.jsonl", "no"), ("notes.md", "no")):
+    for name, text in (
+        ("b.jsonl", "b"),
+        ("a.jsonl", "a"),
+        ("deep/c.jsonl", "c"),
+        (".hidden.jsonl", "no"),
+        ("notes.md", "no"),
+    ):
         (tmp_path / "in" / name).write_text(json.dumps({"text": text}) + "\n")
     for given, texts in (
         ([tmp_path / "in"], ["a", "b", "c"]),

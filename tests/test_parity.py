@@ -100,17 +100,6 @@ def test_one_by_one_is_the_same_as_batched(tiny_bert):
     assert_equal(batched[:12], single)
 
 
-def test_left_padded_is_the_same_as_right_padded_where_positions_are_masked(tiny_bert):
-    # BERT counts positions from the first cell, padding or not: the side is part of the model and is never changed.
-    assert transformers_side(tiny_bert) == "right"
-
-
-def transformers_side(path):
-    import transformers
-
-    return transformers.AutoTokenizer.from_pretrained(path).padding_side
-
-
 def test_minilm_on_the_whole_sample_corpus_with_two_empty_texts(minilm):
     texts = [json.loads(line)["text"] for line in (SAMPLE / "corpus.jsonl").read_text().splitlines()]
     texts[7], texts[100] = "", "   "

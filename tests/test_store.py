@@ -24,7 +24,9 @@ def some_table(rows=100):
     rng = np.random.default_rng(0)
     carried = pa.table({"text": [f"text {i}" for i in range(rows)]})
     vectors = rng.normal(size=(rows, 8)).astype(np.float32)
-    return parts.assemble(carried, SCHEMA, vectors, rng.bytes(16 * rows), np.arange(rows, dtype=np.int32), np.zeros(rows, bool))
+    return parts.assemble(
+        carried, SCHEMA, vectors, rng.bytes(16 * rows), np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
+    )
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -103,7 +105,11 @@ def test_a_planted_link_is_not_followed(cli, tmp_path):
 def test_the_lock_is_not_inherited(tmp_path):
     with staging.open_staging(tmp_path / "o") as stage:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
-        held = [fd for fd in descriptors if os.path.exists(f"/proc/self/fd/{fd}") and os.path.realpath(f"/proc/self/fd/{fd}") == str(stage.path)]
+        held = [
+            fd
+            for fd in descriptors
+            if os.path.exists(f"/proc/self/fd/{fd}") and os.path.realpath(f"/proc/self/fd/{fd}") == str(stage.path)
+        ]
         assert held
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in held)
         assert stat.S_IMODE(stage.path.stat().st_mode) == 0o700
@@ -112,7 +118,9 @@ def test_the_lock_is_not_inherited(tmp_path):
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
 def test_the_output_has_the_modes_that_a_shell_would_give_it(umask, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    ran = run_process("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", preexec_fn=lambda: os.umask(umask))
+    ran = run_process(
+        "encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", preexec_fn=lambda: os.umask(umask)
+    )
     assert stat.S_IMODE(os.stat(ran.lines[-1]).st_mode) == 0o666 & ~umask
 
 
@@ -169,7 +177,9 @@ def test_a_full_disk_is_code_74(tmp_path, big):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    ran = run_process("encode", big, "--role", "query", "--model", "hash:64", "-o", tmp_path / "o", preexec_fn=small_files)
+    ran = run_process(
+        "encode", big, "--role", "query", "--model", "hash:64", "-o", tmp_path / "o", preexec_fn=small_files
+    )
     assert ran.code == 74, ran.err
     assert "File too large" in ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]

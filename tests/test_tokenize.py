@@ -43,7 +43,17 @@ def test_a_suffix_stays_whole(backend, text, max_length):
 
 def test_the_cut_text_is_a_beginning_of_the_text(backend):
     tokens, _ = encode(backend, "title {text} none", ["the sea rises and falls twice a day"], 9)
-    assert backend.convert_ids_to_tokens(tokens.ids[0]) == ["[CLS]", "title", "the", "sea", "rises", "and", "falls", "none", "[SEP]"]
+    assert backend.convert_ids_to_tokens(tokens.ids[0]) == [
+        "[CLS]",
+        "title",
+        "the",
+        "sea",
+        "rises",
+        "and",
+        "falls",
+        "none",
+        "[SEP]",
+    ]
 
 
 def test_an_end_longer_than_the_room_is_refused(backend):

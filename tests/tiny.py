@@ -5,8 +5,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-WORDS = """the sea rises and falls twice a day because moon pulls water bread needs salt flour time a star burns for
-ten million years query passage instruct title text none tree bridge weather language insect medicine map""".split()
+WORDS = [
+    "the",
+    "sea",
+    "rises",
+    "and",
+    "falls",
+    "twice",
+    "a",
+    "day",
+    "because",
+    "moon",
+    "pulls",
+    "water",
+    "bread",
+    "needs",
+    "salt",
+    "flour",
+    "time",
+    "a",
+    "star",
+    "burns",
+    "for",
+    "ten",
+    "million",
+    "years",
+    "query",
+    "passage",
+    "instruct",
+    "title",
+    "text",
+    "none",
+    "tree",
+    "bridge",
+    "weather",
+    "language",
+    "insect",
+    "medicine",
+    "map",
+]
 
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -78,13 +115,19 @@ def sentence_layout(
     modes = [pooling] if isinstance(pooling, str) else list(pooling)
     names = {5: "sentence_transformers.models", 6: "sentence_transformers.sentence_transformer.modules"}
     base = names[generation]
-    kinds = [("", f"{base}.Transformer" if generation == 5 else "sentence_transformers.base.modules.transformer.Transformer")]
+    kinds = [
+        ("", f"{base}.Transformer" if generation == 5 else "sentence_transformers.base.modules.transformer.Transformer")
+    ]
     kinds.append(("1_Pooling", f"{base}.Pooling" if generation == 5 else f"{base}.pooling.Pooling"))
     if generation == 5:
         config: dict[str, Any] = {flag: mode in modes for mode, flag in POOLING_FLAGS.items()}
         config["word_embedding_dimension"] = hidden
     else:
-        config = {"embedding_dimension": hidden, "pooling_mode": modes[0] if len(modes) == 1 else modes, "include_prompt": True}
+        config = {
+            "embedding_dimension": hidden,
+            "pooling_mode": modes[0] if len(modes) == 1 else modes,
+            "include_prompt": True,
+        }
     write_json(path / "1_Pooling" / "config.json", config)
     width = hidden * len(modes)
     for index, (size, activation) in enumerate(dense, start=2):
@@ -93,7 +136,12 @@ def sentence_layout(
         _dense(path / folder, width, size, activation)
         width = size
     if normalize:
-        kinds.append((f"{len(kinds)}_Normalize", f"{base}.Normalize" if generation == 5 else "sentence_transformers.base.modules.normalize.Normalize"))
+        kinds.append(
+            (
+                f"{len(kinds)}_Normalize",
+                f"{base}.Normalize" if generation == 5 else "sentence_transformers.base.modules.normalize.Normalize",
+            )
+        )
         (path / kinds[-1][0]).mkdir(exist_ok=True)
     modules = [{"idx": i, "name": str(i), "path": folder, "type": kind} for i, (folder, kind) in enumerate(kinds)]
     write_json(path / "modules.json", modules)

@@ -11,7 +11,7 @@ import typer
 
 from embedcli import console
 from embedcli.config import DType, InputOptions, OnError, OutputOptions, RunOptions, VectorType
-from embedcli.errors import EXIT_OK, EXIT_REJECTED, UsageError
+from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
     from embedcli.job import Job, Summary
@@ -21,7 +21,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 def _option(help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
     """An option that an environment variable may set too: EMBEDCLI_ and its name."""
-    variable = "EMBEDCLI_" + names[0].lstrip("-").upper().replace("-", "_")
+    variable = "EMBEDCLI_" + names[0].partition("/")[0].lstrip("-").upper().replace("-", "_")
     return typer.Option(*names, help=help, envvar=variable, **more)
 
 
@@ -134,7 +134,7 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
     from embedcli import job as jobs
 
     with console.watching(quiet) as watcher:
-        summary = jobs.run(job, watcher, sys.stdout.buffer)
+        summary = jobs.run(job, watcher, sys.stdout.buffer if job.output.path == "-" else None)
     if report is not None:
         _write_report(Path(report), summary)
     if not quiet:
@@ -164,6 +164,8 @@ def _output_path(output: str | None, inputs: list[str], role: str) -> str:
 
 
 def _format(output: str | None, wanted: str | None) -> Literal["parquet", "arrow", "jsonl"]:
+    if output == "-" and sys.stdout is None:
+        raise OutputError("standard output is closed")
     if output != "-":
         if wanted not in (None, "parquet"):
             raise UsageError(f"--format {wanted} goes with -o -: files are Parquet")

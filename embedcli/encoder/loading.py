@@ -89,18 +89,17 @@ def _transformer(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> nn.M
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigurationError(f"{checkpoint.files.id}: transformers can't load it: {reason}") from None
-    missing = sorted(key for key in info["missing_keys"] if not _is_unused(key))
-    unexpected = sorted(key for key in info["unexpected_keys"] if not _is_unused(key))
-    if missing or unexpected or info["mismatched_keys"]:
-        kind, keys = (
-            ("lack", missing)
-            if missing
-            else ("hold more than", unexpected or sorted(map(str, info["mismatched_keys"])))
-        )
-        raise ConfigurationError(
-            f"{checkpoint.files.id}: its weights {kind} what {type(model).__name__} has: {', '.join(keys[:3])}",
-            "the config names another model class than the weights were made for, or a file is damaged",
-        )
+    found = {
+        "lack parts of": [key for key in info["missing_keys"] if not _is_unused(key)],
+        "hold more than": [key for key in info["unexpected_keys"] if not _is_unused(key)],
+        "have other shapes than": [str(key) for key in info["mismatched_keys"]],
+    }
+    for what, keys in found.items():
+        if keys:
+            raise ConfigurationError(
+                f"{checkpoint.files.id}: its weights {what} {type(model).__name__}: {', '.join(sorted(keys)[:3])}",
+                "the config names another model class than the weights were made for, or a file is damaged",
+            )
     return model
 
 

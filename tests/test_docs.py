@@ -1,0 +1,100 @@
+"""The README is true: its reference is the program's, its commands run and give what it shows."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from embedcli.commands import VERBS
+from tests import reference
+from tests.conftest import REPOSITORY, SAMPLE
+
+README = reference.README.read_text(encoding="utf-8")
+# Lines that tell of the machine, not of the program.
+MACHINE = ("time", "speed", "computed", "made by", "file")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_reference_is_the_programs_own():
+    assert reference.with_reference(README) == README, "run: python -m tests.reference"
+
+
+def test_every_verb_has_a_line_an_example_and_its_exit_codes():
+    for name, verb in VERBS.items():
+        assert f"Example: embedcli {name} " in verb.__doc__
+        assert "Exit codes: 0" in verb.__doc__
+
+
+def test_the_tree_names_every_file_and_no_other():
+    named = set(re.findall(r"^[│ ]*[├└]── ([a-z_]+\.py)", "\n".join(blocks("text")), re.MULTILINE))
+    real = {
+        path.name for path in (REPOSITORY / "embedcli").rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert named == real
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the sample data, as a reader has it."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(
+        SAMPLE, folder / "sample_data", ignore=shutil.ignore_patterns("*.passage.parquet", "*.query.parquet")
+    )
+    return folder
+
+
+def run(command, place):
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
+    return subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
+
+
+def shape(lines):
+    """Lines with their numbers and spaces evened out; those that tell of the machine left out."""
+    kept = [line for line in lines if line.strip() and not line.startswith(MACHINE)]
+    return [re.sub(r"\s+", " ", re.sub(r"\d[\d,.]*", "#", line)).strip() for line in kept]
+
+
+def sessions():
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, *output = part.splitlines()
+            while command.endswith("\\"):
+                command = command[:-1] + output.pop(0).lstrip("> ")
+            yield command, output
+
+
+def test_every_command_of_the_readme_runs_and_gives_what_is_shown(place):
+    ran = 0
+    for command, output in sessions():
+        done = run(command, place)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        if output:
+            assert shape([*done.stderr.splitlines(), *done.stdout.splitlines()]) == shape(output), command
+        ran += 1
+    assert ran >= 4
+
+
+def test_the_readmes_python_runs(place):
+    pytest.importorskip("duckdb")
+    for command, _ in list(sessions())[:2]:
+        assert run(command, place).returncode == 0
+    for code in blocks("python"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        shown = re.findall(r"^# (.*)$", code, re.MULTILINE)
+        assert done.stdout.splitlines() == shown
+
+
+def test_the_set_up_is_two_commands():
+    marked = README.partition("<!-- set-up -->")[2].partition("<!-- /set-up -->")[0]
+    assert len(re.findall(r"^pip install ", marked, re.MULTILINE)) == 2
+    assert Path(REPOSITORY / ".ci" / "run").stat().st_mode & 0o111

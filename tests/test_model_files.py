@@ -1,0 +1,239 @@
+"""From `--model` to files: the embedded default, folders, the hub's cache, and what is refused before it is loaded."""
+
+import hashlib
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from embedcli.encoder import checkpoint, environment, model_files
+from embedcli.errors import ConfigurationError
+from tests import tiny
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def read(path, **wishes):
+    return checkpoint.read(model_files.find(str(path)), {}, checkpoint.Wishes(**wishes))
+
+
+def test_the_embedded_default_is_the_published_model():
+    files = model_files.find(None)
+    found = checkpoint.read(files, {}, checkpoint.Wishes())
+    assert files.id == "sentence-transformers/all-MiniLM-L6-v2"
+    assert found.weights == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    assert (found.pooling, found.max_length, found.max_positions, found.full_dim) == (("mean",), 256, 512, 384)
+
+
+def test_the_embedded_default_with_other_weights_is_refused(monkeypatch):
+    monkeypatch.setattr(model_files, "file_sha256", lambda path: "0" * 64)
+    with pytest.raises(ConfigurationError, match="is not the published"):
+        model_files.find(None)
+
+
+def test_without_the_embedded_model_the_message_says_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(model_files, "_DEFAULT_PACKAGE", "no_such_package")
+    with pytest.raises(ConfigurationError) as caught:
+        model_files.find(None)
+    assert "pip install 'embedcli[offline]'" in caught.value.hint
+
+
+def test_a_folder_is_recorded_by_its_own_name_only(tiny_bert, monkeypatch):
+    assert model_files.find(str(tiny_bert)).id == "./tiny-bert"
+    monkeypatch.chdir(tiny_bert)
+    assert model_files.find("./").id == "./tiny-bert"
+
+
+def test_an_id_of_the_hub_is_never_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    (tmp_path / "plain").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="not in the hub's cache"):
+        model_files.find("org/name")
+    with pytest.raises(ConfigurationError) as caught:
+        model_files.find("plain")
+    assert "--model ./plain" in caught.value.hint
+
+
+@pytest.fixture
+def hub(tiny_bert, tmp_path, monkeypatch):
+    """The hub's cache as its own library lays it out: blobs by digest, snapshots of links, a branch."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    root = tmp_path / "hub" / "models--intfloat--e5-small-v2"
+    snapshot = root / "snapshots" / COMMIT
+    (root / "refs").mkdir(parents=True)
+    (root / "blobs").mkdir()
+    (root / "refs" / "main").write_text(COMMIT)
+    for file in (path for path in tiny_bert.rglob("*") if path.is_file()):
+        blob = root / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        shutil.copyfile(file, blob)
+        link = snapshot / file.relative_to(tiny_bert)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return snapshot
+
+
+def test_a_hub_models_commit_and_family_are_recorded(hub, cli, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    arguments = ("--max-length", "48")  # the tiny stand-in has fewer positions than the real model
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "intfloat/e5-small-v2", *arguments)
+    assert ran.code == 0, ran.err
+    said = json.loads(pq.read_metadata(ran.lines[-1]).metadata[b"embedcli"])
+    space = said["recipe"]["space"]
+    assert (space["model"], space["revision"]) == ("intfloat/e5-small-v2", COMMIT)
+    assert said["recipe"]["template"] == "query: {text}"
+    assert said["template_origin"] == "family e5"
+
+
+def test_weights_in_the_hubs_cache_are_not_read_again_for_their_digest(hub, monkeypatch):
+    wanted = hashlib.sha256((hub / "model.safetensors").read_bytes()).hexdigest()
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    assert model_files.file_sha256(hub / "model.safetensors") == wanted
+
+
+def test_a_snapshot_given_as_a_folder_still_knows_its_name(hub):
+    files = model_files.find(str(hub))
+    assert (files.names, files.revision) == (("intfloat/e5-small-v2",), COMMIT)
+
+
+def test_a_revision_that_is_not_in_the_cache(hub):
+    with pytest.raises(ConfigurationError, match="not in the hub's cache"):
+        model_files.find("intfloat/e5-small-v2", "f" * 40)
+
+
+def without(name):
+    return lambda path: (path / name).unlink()
+
+
+def edited(name, **values):
+    def edit(path):
+        config = json.loads((path / name).read_text())
+        tiny.write_json(path / name, {key: value for key, value in {**config, **values}.items() if value is not None})
+
+    return edit
+
+
+def pickled(path):
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def sharded(path):
+    (path / "model.safetensors").rename(path / "model-00001-of-00002.safetensors")
+    shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    tiny.write_json(path / "model.safetensors.index.json", {"weight_map": shards})
+
+
+def modules(*kinds):
+    return lambda path: tiny.write_json(path / "modules.json", [{"path": "", "type": kind} for kind in kinds])
+
+
+BROKEN = {
+    "no config": (without("config.json"), "config.json is missing"),
+    "a config that is no JSON": (lambda path: (path / "config.json").write_text("{"), "config.json: not readable"),
+    "pickle only": (pickled, "no model.safetensors there"),
+    "half a download": (sharded, "model-00002-of-00002.safetensors is missing"),
+    "no tokenizer": (without("tokenizer.json"), "no tokenizer there"),
+    "no modules and no family": (without("modules.json"), "how its tokens become one vector is not known"),
+    "code of its own": (modules("custom_st.Transformer"), "is code of the model's own"),
+    "a module we don't know": (modules("sentence_transformers.models.LSTM"), "LSTM is not supported"),
+    "no hidden size": (edited("config.json", hidden_size=None), "does not say the model's hidden_size"),
+    "a path out of the folder": (
+        lambda path: tiny.write_json(
+            path / "modules.json", [{"path": "../x", "type": "sentence_transformers.models.Dense"}]
+        ),
+        "is code of the model's own",
+    ),
+}
+
+
+@pytest.fixture
+def copy(tiny_bert, tmp_path):
+    return shutil.copytree(tiny_bert, tmp_path / "model")
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_folders_are_refused_before_loading(case, copy, cli, tmp_path):
+    break_it, message = BROKEN[case]
+    break_it(copy)
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    assert ran.code == 78, ran.err
+    assert message in ran.err
+
+
+MISFITS = {
+    "weights of another shape": (
+        edited("config.json", intermediate_size=48),
+        "can't load it|have other shapes than BertModel",
+    ),
+    "weights that are missing": (
+        edited("config.json", num_hidden_layers=3),
+        "its weights lack parts of BertModel: encoder.layer.2",
+    ),
+    "weights that nobody needs": (
+        edited("config.json", num_hidden_layers=1),
+        "its weights hold more than BertModel: encoder.layer.1",
+    ),
+    "a class that doesn't exist": (edited("config.json", model_type="nvembed"), "can't load it"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_weights_that_are_not_the_models_are_refused(case, copy, cli, tmp_path):
+    import re
+
+    break_it, message = MISFITS[case]
+    break_it(copy)
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    assert ran.code == 78, ran.err
+    assert re.search(message, ran.err)
+    assert not (tmp_path / "a.query.parquet").exists()
+
+
+def test_a_models_own_code_is_never_run(copy, cli, tmp_path):
+    canary = tmp_path / "canary"
+    (copy / "modeling_x.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    edited("config.json", model_type="x", auto_map={"AutoConfig": "modeling_x.X", "AutoModel": "modeling_x.X"})(copy)
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    assert ran.code == 78, ran.err
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 8194, "pad_token_id": 1}, 8192),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "t5"}, None),
+    ],
+)
+def test_positions_without_their_offset(config, positions):
+    assert checkpoint._max_positions(config) == positions
+
+
+def test_the_space_knows_weights_not_names(tiny_bert, tmp_path):
+    twin = shutil.copytree(tiny_bert, tmp_path / "another-name")
+    other = tiny.bert(tmp_path / "other", seed=1)
+    assert read(tiny_bert).space.id == read(twin).space.id
+    spaces = [read(tiny_bert), read(other), read(tiny_bert, dim=8), read(tiny_bert, normalize=False)]
+    assert len({one.space.id for one in spaces}) == 4
+
+
+def test_tiles_that_are_announced_but_not_described_are_avoided(tmp_path, monkeypatch):
+    cpuinfo = tmp_path / "cpuinfo"
+    for level, flags, tiles in ((28, "amx_bf16 amx_tile", False), (32, "amx_bf16 amx_tile", True), (32, "avx2", False)):
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        cpuinfo.write_text(f"cpuid level\t: {level}\nflags\t: {flags}\n")
+        assert environment.has_tiles(cpuinfo) is tiles
+        environment._avoid_undescribed_tiles(cpuinfo)
+        import os
+
+        assert ("ONEDNN_MAX_CPU_ISA" in os.environ) is ("amx_bf16" in flags and not tiles)
+    assert environment.has_tiles(tmp_path / "none") is False
