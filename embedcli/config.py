@@ -9,6 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+STDIN = STDOUT = "-"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 OnError = Literal["fail", "reject"]
 VectorType = Literal["float32", "float16"]

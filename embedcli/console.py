@@ -102,6 +102,9 @@ class _Silent:
     def warn(self, message: str) -> None:
         warn(message)
 
+    def stage(self, name: str) -> None:
+        """Nobody looks."""
+
     def begin(self, rows: int) -> None:
         """Nobody looks."""
 
@@ -131,11 +134,15 @@ class _Bar(_Silent):
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._task = progress.add_task("starting", total=None, speed="")
+        progress.start()
+
+    def stage(self, name: str) -> None:
+        self._progress.update(self._task, description=safe(name))
 
     def begin(self, rows: int) -> None:
         self._start, self._tokens = time.monotonic(), 0
-        self._task = self._progress.add_task("encoding", total=rows, speed="")
-        self._progress.start()
+        self._progress.reset(self._task, total=rows, description="encoding")
 
     def advance(self, rows: int, tokens: int) -> None:
         self._tokens += tokens

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import embedcli
 from embedcli import encoder, sources, templates
-from embedcli.config import InputOptions, OutputOptions, Recipe, RunOptions
+from embedcli.config import STDOUT, InputOptions, OutputOptions, Recipe, RunOptions
 from embedcli.encoder.checkpoint import Checkpoint
 from embedcli.errors import ConfigurationError, DataError, RowFault
 from embedcli.records import Corpus, InputFile, Records, Reject, Rendered
@@ -52,6 +52,9 @@ class Watcher(Protocol):
 
     def warn(self, message: str) -> None:
         """Something the user should look at."""
+
+    def stage(self, name: str) -> None:
+        """What goes on before there are rows to count."""
 
     def begin(self, rows: int) -> None:
         """Encoding starts; so many rows are to come."""
@@ -101,14 +104,15 @@ class Summary:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-def preflight(inputs: Sequence[str], output: OutputOptions) -> None:
-    """See that the inputs are there and the output could be, before time goes into a model.
+def find_inputs(paths: Sequence[str]) -> list[str]:
+    """The files that names, folders and globs stand for. Raises InputMissingError, AccessError, DataError."""
+    return sources.find(paths)
 
-    Raises InputMissingError, AccessError, DataError (an input named twice), OutputError.
-    """
-    found = sources.find(inputs)
-    if output.path != "-":
-        staging.check_output(Path(output.path), found)
+
+def check_output(output: OutputOptions, inputs: Sequence[str]) -> None:
+    """See that the output could be published, before time goes into a model. Raises OutputError."""
+    if output.path != STDOUT:
+        staging.check_output(Path(output.path), inputs)
 
 
 def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary:
@@ -118,10 +122,12 @@ def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary:
     """
     summary = Summary(job.output.path, job.recipe, job.template.origin)
     with summary.timed("total"), _workplace(job) as place:
+        watcher.stage("reading the input")
         with summary.timed("planning"):
             corpus = _plan(job, place, watcher)
         schema = parts.output_schema(corpus.schema, job.checkpoint.dim, job.output)
         summary.counts.rows_in = corpus.rows
+        watcher.stage(f"loading {job.checkpoint.files.id}")
         with summary.timed("loading"):
             model = _load(job) if corpus.rows else None
         if model is not None:
@@ -152,11 +158,10 @@ class _Place(NamedTuple):
 
 @contextlib.contextmanager
 def _workplace(job: Job) -> Iterator[_Place]:
-    if job.output.path == "-":
+    if job.output.path == STDOUT:
         with tempfile.TemporaryDirectory(prefix="embedcli-") as directory:
             yield _Place(Path(directory), None)
         return
-    preflight(job.inputs, job.output)
     with staging.open_staging(Path(job.output.path)) as stage:
         yield _Place(stage.path, stage)
 

@@ -141,7 +141,7 @@ def test_template_columns_may_be_left_out_of_the_output(cli, corpus):
 USAGE = {
     "no role": (["corpus.jsonl"], 2, "Missing option '--role'"),
     "stdin without a name": (["-", "--role", "query"], 2, "-o vectors.parquet"),
-    "several inputs without a name": (["corpus.jsonl", "x", "--role", "query"], 2, "-o vectors.parquet"),
+    "several inputs without a name": (["corpus.jsonl", "notes", "--role", "query"], 2, "-o vectors.parquet"),
     "format for a file": (["corpus.jsonl", "--role", "query", "--format", "jsonl"], 2, "goes with -o -"),
     "Parquet into a pipe": (["corpus.jsonl", "--role", "query", "-o", "-", "--format", "parquet"], 2, "can't be written to a pipe"),
     "JSONL into a file": (["corpus.jsonl", "--role", "query", "-o", "x.jsonl"], 73, "files are written as Parquet"),

@@ -5,45 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-WORDS = [
-    "the",
-    "sea",
-    "rises",
-    "and",
-    "falls",
-    "twice",
-    "a",
-    "day",
-    "because",
-    "moon",
-    "pulls",
-    "water",
-    "bread",
-    "needs",
-    "salt",
-    "flour",
-    "time",
-    "a",
-    "star",
-    "burns",
-    "for",
-    "ten",
-    "million",
-    "years",
-    "query",
-    "passage",
-    "instruct",
-    "title",
-    "text",
-    "none",
-    "tree",
-    "bridge",
-    "weather",
-    "language",
-    "insect",
-    "medicine",
-    "map",
-]
+WORDS = (
+    "the sea rises and falls twice a day because moon pulls water bread needs salt flour time a star burns for ten "
+    "million years query passage instruct title text none tree bridge weather language insect medicine map"
+)
 
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
@@ -66,7 +31,7 @@ def wordpiece(path: Path, max_length: int = 64) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     alphabet = [chr(code) for code in range(33, 127)]
     trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(WORDS * 3, trainer)
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

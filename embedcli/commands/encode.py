@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedcli import console
-from embedcli.config import DType, InputOptions, OnError, OutputOptions, RunOptions, VectorType
+from embedcli.config import STDIN, STDOUT, DType, InputOptions, OnError, OutputOptions, RunOptions, VectorType
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -96,22 +96,24 @@ def encode(
 
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
+    found = jobs.find_inputs(inputs)
+    path = output if output is not None else _default_output(inputs, found, role)
     output_options = OutputOptions(
-        path=_output_path(output, inputs, role),
-        format=_format(output, format),
-        rejects=_rejects_path(output, inputs, role, on_error, rejects),
+        path=path,
+        format=_format(path, format),
+        rejects=_rejects_path(path, on_error, rejects),
         embedding_column=embedding_column,
         vector_type=vector_type,
         min_rows=min_rows,
     )
-    jobs.preflight(inputs, output_options)  # before a model is looked for or fetched
+    jobs.check_output(output_options, found)  # before a model is looked for or fetched
     files = model_files.find(model, revision)
     family = templates.find_family(files.names, template)
     chosen = templates.choose(files.id, role, task, template, family, checkpoint.prompts(files))
     if warning := templates.warn_literal_escape(template):
         console.warn(warning)
     job = jobs.Job(
-        inputs=tuple(inputs),
+        inputs=tuple(found),
         checkpoint=checkpoint.read(
             files, family.facts if family else {}, checkpoint.Wishes(max_length, dim, normalize)
         ),
@@ -134,12 +136,12 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
     from embedcli import job as jobs
 
     with console.watching(quiet) as watcher:
-        summary = jobs.run(job, watcher, sys.stdout.buffer if job.output.path == "-" else None)
+        summary = jobs.run(job, watcher, sys.stdout.buffer if job.output.path == STDOUT else None)
     if report is not None:
         _write_report(Path(report), summary)
     if not quiet:
         console.summary(summary)
-    if job.output.path != "-":
+    if job.output.path != STDOUT:
         console.result(job.output.path)
     return EXIT_REJECTED if summary.counts.rejected else EXIT_OK
 
@@ -150,23 +152,21 @@ def _write_report(path: Path, summary: "Summary") -> None:
     os.replace(unfinished, path)
 
 
-def _output_path(output: str | None, inputs: list[str], role: str) -> str:
-    if output is not None:
-        return output
-    if len(inputs) > 1 or inputs[0] == "-" or Path(inputs[0]).is_dir() or not Path(inputs[0]).exists():
+def _default_output(inputs: list[str], found: list[str], role: str) -> str:
+    if len(inputs) > 1 or found != inputs or found == [STDIN]:
         what = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
         raise UsageError(f"no output name follows from {what}", "name it: -o vectors.parquet")
-    path = Path(inputs[0])
-    stem = re.sub(r"\.(jsonl|ndjson|json|parquet)$", "", re.sub(r"\.(gz|zst)$", "", path.name))
     if not re.fullmatch(r"[\w.-]+", role):
         raise UsageError(f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet")
+    path = Path(inputs[0])
+    stem = re.sub(r"\.(jsonl|ndjson|json|parquet)$", "", re.sub(r"\.(gz|zst)$", "", path.name))
     return str(path.with_name(f"{stem}.{role}.parquet"))
 
 
-def _format(output: str | None, wanted: str | None) -> Literal["parquet", "arrow", "jsonl"]:
-    if output == "-" and sys.stdout is None:
+def _format(path: str, wanted: str | None) -> Literal["parquet", "arrow", "jsonl"]:
+    if path == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed")
-    if output != "-":
+    if path != STDOUT:
         if wanted not in (None, "parquet"):
             raise UsageError(f"--format {wanted} goes with -o -: files are Parquet")
         return "parquet"
@@ -179,13 +179,11 @@ def _format(output: str | None, wanted: str | None) -> Literal["parquet", "arrow
     return "arrow"
 
 
-def _rejects_path(
-    output: str | None, inputs: list[str], role: str, on_error: OnError, wanted: str | None
-) -> str | None:
+def _rejects_path(path: str, on_error: OnError, wanted: str | None) -> str | None:
     if on_error == "fail":
         if wanted is not None:
             raise UsageError("--rejects goes with --on-error reject")
         return None
-    if wanted is None and output == "-":
+    if wanted is None and path == STDOUT:
         raise UsageError("with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl")
-    return wanted or f"{_output_path(output, inputs, role)}.rejects.jsonl"
+    return wanted or f"{path}.rejects.jsonl"

@@ -11,23 +11,23 @@ from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, Records, Unit
 from embedcli.sources import jsonl, parquet
-from embedcli.sources.files import STDIN, find, open_input
+from embedcli.sources.files import find, open_input
 from embedcli.sources.sizes import unit_bytes
 
 # Per format: plan(files, options, bytes per unit) -> Corpus, and open_reader() -> read(corpus, unit, options).
 _FORMATS: dict[str, Any] = {"jsonl": jsonl, "parquet": parquet}
 
 
-__all__ = ["STDIN", "find", "plan", "reader"]
+__all__ = ["find", "plan", "reader"]
 
 
-def plan(paths: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
-    """Find the inputs and cut them into units.
+def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
+    """Cut the inputs that `find` found into units.
 
     Compressed and unseekable inputs are written out under `spool` first.
     Raises InputMissingError, AccessError or DataError before any row is encoded.
     """
-    files = [open_input(name, spool / f"input-{index}") for index, name in enumerate(find(paths))]
+    files = [open_input(name, spool / f"input-{index}") for index, name in enumerate(names)]
     formats = {file.format for file in files}
     if len(formats) > 1:
         example = {file.format: file.name for file in files}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from embedcli.config import STDIN
 from embedcli.errors import DataError, InputMissingError, from_os_error
 from embedcli.records import InputFile
 
-STDIN = "-"
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
 _BLOCK = 2**20
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))

@@ -44,7 +44,7 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
         raise OutputError(f"{output}: files are written as Parquet", f"-o - --format jsonl > {output.name}")
     if not output.exists():
         return
-    if any(name != "-" and os.path.samefile(name, output) for name in inputs if os.path.exists(name)):
+    if any(os.path.samefile(name, output) for name in inputs if os.path.exists(name)):
         raise OutputError(f"{output}: is one of the inputs", "choose another name with -o")
     if not _is_ours(output):
         raise OutputError(
