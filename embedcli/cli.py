@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -13,7 +13,7 @@ import typer
 
 import embedcli
 from embedcli import console
-from embedcli.commands import VERBS
+from embedcli.commands import VERBS, Verb
 from embedcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERNAL, EmbedcliError, Interrupted, from_os_error
 
 EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad data; 66 input missing; 69 device lost;
@@ -92,8 +92,18 @@ def _report(error: BaseException) -> int:
     return EXIT_INTERNAL
 
 
+def _add(parent: typer.Typer, name: str, verb: Verb | Mapping[str, Verb]) -> None:
+    if callable(verb):
+        parent.command(name)(_guarded(verb))
+        return
+    group = typer.Typer(help=f"{name.capitalize()}: {', '.join(verb)}.", no_args_is_help=True, rich_markup_mode=None)
+    for inner, one in verb.items():
+        _add(group, inner, one)
+    parent.add_typer(group, name=name)
+
+
 for _name, _verb in VERBS.items():
-    app.command(_name)(_guarded(_verb))
+    _add(app, _name, _verb)
 
 
 def main() -> None:

@@ -97,3 +97,34 @@ class OutputOptions:
     embedding_column: str = "embedding"
     vector_type: VectorType = "float32"
     min_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a template family states about a pipeline; None leaves a fact to the model's own folder.
+
+    pooling: a name of encoder.checkpoint.POOLINGS. max_length: tokens, special ones included. normalize: are vectors
+    meant to have norm 1? begin_token, end_token: tokens that stand around every text, whether or not the tokenizer adds
+    them. attention: `bidirectional` or `causal`, where the class would do otherwise. pooled: the tokens that pooling
+    takes: `all`, `text` (what follows the prompt), or `from_last_prompt_token`. layer_norm: the vector is layer-normed
+    before it is cut. dense_by_dim: the folder of the Dense layer for `{dim}` dimensions. dims: dimensions that the
+    model was trained to be cut to. own_code: is the repository's own code `required`, or `replaced` by what we do?
+    native: a model with the same weights for a native class. native_class: transformers' name of the class.
+    latent_attention: NV-Embed's block before pooling. float16: may the model run in it?
+    """
+
+    pooling: str | None = None
+    max_length: int | None = None
+    normalize: bool | None = None
+    begin_token: str | None = None
+    end_token: str | None = None
+    attention: Literal["bidirectional", "causal"] | None = None
+    pooled: Literal["all", "text", "from_last_prompt_token"] | None = None
+    layer_norm: bool | None = None
+    dense_by_dim: str | None = None
+    dims: tuple[int, ...] | None = None
+    own_code: Literal["required", "replaced"] | None = None
+    native: str | None = None
+    native_class: str | None = None
+    latent_attention: bool | None = None
+    float16: bool | None = None

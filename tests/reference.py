@@ -14,7 +14,16 @@ BEGIN, END = "<!-- reference: python -m tests.reference -->", "<!-- /reference -
 
 def reference() -> str:
     """Markdown for all verbs: help, arguments, options with default and environment variable."""
-    return "\n".join(_verb(name, verb) for name, verb in VERBS.items())
+    return "\n".join(_verb(name, verb) for name, verb in verbs().items())
+
+
+def verbs():
+    """All verbs by their full name."""
+    groups = {
+        name: {name: verb} if callable(verb) else {f"{name} {inner}": v for inner, v in verb.items()}
+        for name, verb in VERBS.items()
+    }
+    return {name: verb for group in groups.values() for name, verb in group.items()}
 
 
 def _verb(name, verb):

@@ -15,6 +15,7 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"job", "inspection", "console"},
+    {"registry"},
     {"sources", "encoder", "store", "templates"},
     {"records"},
     {"config"},

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from embedcli.commands import VERBS
-from tests import reference
+from embedcli import registry
+from tests import families, reference
 from tests.conftest import REPOSITORY, SAMPLE
 
 README = reference.README.read_text(encoding="utf-8")
@@ -27,9 +27,19 @@ def test_the_reference_is_the_programs_own():
     assert reference.with_reference(README) == README, "run: python -m tests.reference"
 
 
+def test_the_table_of_families_is_the_registrys_own():
+    """All but the measured columns, which `python -m tests.families` writes."""
+    shown = README.partition(families.BEGIN)[2].partition(families.END)[0].strip().splitlines()[2:]
+    wanted = [families.row(families.known_columns(family)).rstrip(" |") for family in registry.families()]
+    assert [line[: len(want)] for line, want in zip(shown, wanted, strict=True)] == wanted
+    measured = [line for line in shown if " tiny model |" in line]
+    assert len(measured) == len(families.CASES)
+    assert all(float(line.split(" | ")[-3]) >= 0.99999 for line in measured)
+
+
 def test_every_verb_has_a_line_an_example_and_its_exit_codes():
-    for name, verb in VERBS.items():
-        assert f"Example: embedcli {name} " in verb.__doc__
+    for name, verb in reference.verbs().items():
+        assert f"Example: embedcli {name}" in verb.__doc__
         assert "Exit codes: 0" in verb.__doc__
 
 

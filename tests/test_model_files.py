@@ -7,6 +7,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from embedcli.config import Facts
 from embedcli.encoder import checkpoint, environment, model_files
 from embedcli.errors import ConfigurationError
 from tests import tiny
@@ -15,15 +16,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def read(path, **wishes):
-    return checkpoint.read(model_files.find(str(path)), {}, checkpoint.Wishes(**wishes))
+    return checkpoint.read(model_files.find(str(path)), Facts(), checkpoint.Wishes(**wishes))
 
 
 def test_the_embedded_default_is_the_published_model():
     files = model_files.find(None)
-    found = checkpoint.read(files, {}, checkpoint.Wishes())
+    found = checkpoint.read(files, Facts(), checkpoint.Wishes())
     assert files.id == "sentence-transformers/all-MiniLM-L6-v2"
     assert found.weights == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-    assert (found.pooling, found.max_length, found.max_positions, found.full_dim) == (("mean",), 256, 512, 384)
+    assert (found.pooling, found.max_length, found.full_dim) == (("mean",), 256, 384)
 
 
 def test_the_embedded_default_with_other_weights_is_refused(monkeypatch):
@@ -194,14 +195,110 @@ def test_weights_that_are_not_the_models_are_refused(case, copy, cli, tmp_path):
     assert not (tmp_path / "a.query.parquet").exists()
 
 
-def test_a_models_own_code_is_never_run(copy, cli, tmp_path):
+OWN_CODE = """
+import pathlib
+import transformers
+
+pathlib.Path({canary!r}).touch()
+
+
+class OwnConfig(transformers.BertConfig):
+    model_type = "own"
+
+
+class OwnModel(transformers.BertModel):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def with_code(copy, tmp_path):
+    """A model that brings code of its own, which leaves a trace when it is run."""
     canary = tmp_path / "canary"
-    (copy / "modeling_x.py").write_text(f"open({str(canary)!r}, 'w')\n")
-    edited("config.json", model_type="x", auto_map={"AutoConfig": "modeling_x.X", "AutoModel": "modeling_x.X"})(copy)
+    (copy / "modeling_own.py").write_text(OWN_CODE.format(canary=str(canary)))
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    edited("config.json", model_type="own", auto_map=names)(copy)
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
-    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    return copy, canary, ("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+
+
+@pytest.mark.parametrize("model_type", ["own", "bert"])
+def test_a_models_own_code_is_not_run_unasked_also_where_a_native_class_is_named(with_code, cli, model_type):
+    copy, canary, arguments = with_code
+    edited("config.json", model_type=model_type)(copy)
+    ran = cli(*arguments)
     assert ran.code == 78, ran.err
+    assert "--trust-remote-code --revision" in ran.err
     assert not canary.exists()
+
+
+def test_a_corpus_that_says_yes_runs_no_code(with_code, tmp_path):
+    from tests.conftest import run_process
+
+    _, canary, (verb, _, *rest) = with_code
+    ran = run_process(verb, "-", *rest, "-o", tmp_path / "o", input=b'y\n{"text": "a"}\n')
+    assert ran.code in (65, 78)
+    assert not canary.exists()
+    assert not (tmp_path / "o").exists()
+
+
+def test_trusted_code_is_run(with_code, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    _, canary, arguments = with_code
+    ran = cli(*arguments, "--trust-remote-code")
+    assert ran.code == 0, ran.err
+    assert canary.exists()
+    pipeline = json.loads(pq.read_metadata(ran.lines[-1]).metadata[b"embedcli"])["recipe"]["space"]["pipeline"]
+    assert "own code" in pipeline
+
+
+def test_code_of_another_repository_is_never_run(with_code, cli):
+    copy, _, arguments = with_code
+    edited("config.json", auto_map={"AutoModel": "somebody/else--modeling_own.OwnModel"})(copy)
+    ran = cli(*arguments, "--trust-remote-code")
+    assert ran.code == 78
+    assert "its code is in another repository" in ran.err
+
+
+def test_code_of_the_hub_is_trusted_by_its_commit_only():
+    for revision in (None, "main", "0123abc"):
+        with pytest.raises(ConfigurationError, match="40 hex digits"):
+            model_files.find("org/name", revision, trust_remote_code=True)
+
+
+def test_a_native_alternative_is_named(copy, cli, tmp_path):
+    edited("config.json", auto_map={"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"})(copy)
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "gte-multilingual")
+    assert ran.code == 78
+    assert "--model alibaba-nlp-community/gte-multilingual-base" in ran.err
+
+
+def in_hub(snapshot, break_it):
+    """Break a snapshot of the hub's cache as an edit of the repository would."""
+    real = snapshot.parent / "real"
+    shutil.copytree(snapshot, real, symlinks=False)
+    break_it(real)
+    shutil.rmtree(snapshot)
+    real.rename(snapshot)
+
+
+@pytest.mark.parametrize("case", ["pickle only", "half a download", "no tokenizer"])
+def test_broken_models_of_the_hub_are_refused(case, hub, cli, tmp_path):
+    break_it, message = BROKEN[case]
+    in_hub(hub, break_it)
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "intfloat/e5-small-v2")
+    assert ran.code == 78, ran.err
+    assert message in ran.err
+
+
+def test_float16_is_refused_where_it_overflows(copy, cli, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
+    arguments = ("--template", "embeddinggemma", "--dtype", "float16")
+    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, *arguments)
+    assert ran.code == 78
+    assert "overflows in float16" in ran.err
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import pytest
 import sentence_transformers
 import torch
 
-from embedcli import encoder, templates
-from embedcli.config import RunOptions
+from embedcli import encoder, registry, templates
+from embedcli.config import Facts, RunOptions
 from embedcli.encoder import checkpoint, model_files
 from tests import tiny
 from tests.conftest import SAMPLE
@@ -32,8 +32,8 @@ TEXTS = [
 
 def ours(path_or_none, texts=TEXTS, option="{text}", **wishes):
     files = model_files.find(None if path_or_none is None else str(path_or_none))
-    template = templates.choose(files.id, "query", option=option)
-    read = checkpoint.read(files, {}, checkpoint.Wishes(**wishes))
+    template = registry.choose(files.id, "query", option=option)
+    read = checkpoint.read(files, Facts(), checkpoint.Wishes(**wishes))
     model = encoder.load(read, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
     return model.encode(rendered, lambda rows, tokens: None)
@@ -120,7 +120,7 @@ def test_minilm_on_odd_texts_and_their_lengths(minilm):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_shorter_formats_are_close_and_normalized(dtype, tiny_bert):
     files = model_files.find(str(tiny_bert))
-    model = encoder.load(checkpoint.read(files, {}, checkpoint.Wishes()), RunOptions(device="cpu", dtype=dtype))
+    model = encoder.load(checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cpu", dtype=dtype))
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     vectors = model.encode(rendered, lambda rows, tokens: None).vectors
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
@@ -132,8 +132,8 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 
     real = forward.embed
 
-    def overflowing(modules, ids, mask):
-        vectors = real(modules, ids, mask)
+    def overflowing(modules, batch):
+        vectors, mask = real(modules, batch), batch.mask
         long = mask.sum(dim=1) > 40
         if modules.dtype == torch.bfloat16:
             vectors[long] = float("inf")
@@ -142,7 +142,9 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 
     monkeypatch.setattr(forward, "embed", overflowing)
     files = model_files.find(str(tiny_bert))
-    model = encoder.load(checkpoint.read(files, {}, checkpoint.Wishes()), RunOptions(device="cpu", dtype="bfloat16"))
+    model = encoder.load(
+        checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cpu", dtype="bfloat16")
+    )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     encoded = model.encode(rendered, lambda rows, tokens: None)
     blank = [index for index, count in enumerate(encoded.tokens) if count == 2]
@@ -156,6 +158,8 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests above are its twins")
 def test_minilm_on_cuda(minilm):
     files = model_files.find(None)
-    model = encoder.load(checkpoint.read(files, {}, checkpoint.Wishes()), RunOptions(device="cuda", dtype="float32"))
+    model = encoder.load(
+        checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cuda", dtype="float32")
+    )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     assert_equal(model.encode(rendered, lambda rows, tokens: None).vectors, theirs(minilm))

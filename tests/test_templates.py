@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcli import templates
+from embedcli import registry, templates
 from embedcli.errors import ConfigurationError
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -31,8 +31,8 @@ RENDERED = {
 
 
 def chosen(model, role, task=None, option=None, prompts=None):
-    family = templates.find_family([model], option)
-    return templates.choose(model, role, task, option, family, prompts)
+    family = registry.find_family([model], option)
+    return registry.choose(model, role, task, option, family, prompts)
 
 
 def rendered(template, text="T", **fields):
@@ -47,10 +47,10 @@ def test_registered_models_are_rendered_byte_for_byte(model, role):
 
 
 def test_every_role_of_every_family_parses_and_has_real_newlines():
-    for family in templates.families():
+    for family in registry.families():
         assert family.source
         for role, string in family.roles.items():
-            template = templates.parse(string, role, family.name, family.task)
+            template = templates.parse(string, role, family.name, family.task or "T")
             assert "\\" not in template.string
             assert "\r" not in template.string
 
@@ -153,12 +153,12 @@ def test_broken_template_files_name_the_key(tmp_path, content, message):
     path = tmp_path / "broken.toml"
     path.write_text(content)
     with pytest.raises(ConfigurationError) as caught:
-        templates.read_family(path)
+        registry.read_family(path)
     assert message in caught.value.message
     assert str(path) in caught.value.message
 
 
 def test_a_literal_backslash_n_is_noticed():
-    assert templates.warn_literal_escape("Instruct: x\\nQuery: {text}")
-    assert templates.warn_literal_escape("Instruct: x\nQuery: {text}") is None
-    assert templates.warn_literal_escape("families\\named") is None
+    assert registry.warn_literal_escape("Instruct: x\\nQuery: {text}")
+    assert registry.warn_literal_escape("Instruct: x\nQuery: {text}") is None
+    assert registry.warn_literal_escape("families\\named") is None

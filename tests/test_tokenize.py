@@ -1,11 +1,16 @@
 """Tokens: the same as the tokenizer's own, and when a text is too long it is cut, never the template around it."""
 
+from dataclasses import replace
+
 import pytest
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedcli import templates
+from embedcli.config import Facts
+from embedcli.encoder import checkpoint
+from embedcli.encoder.model_files import ModelFiles
 from embedcli.encoder.tokenize import Tokenizer
 from embedcli.errors import ConfigurationError
 
@@ -17,7 +22,14 @@ def backend(tiny_bert):
 
 def encode(backend, template, texts, max_length):
     rendered, _ = templates.render(templates.parse(template, "query", "test"), texts, {})
-    return Tokenizer(backend, max_length).encode(rendered), rendered.strings
+    return tokenizer_of(backend, max_length).encode(rendered), rendered.strings
+
+
+def tokenizer_of(backend, max_length, **facts):
+    files = ModelFiles("test", (), "", None, hash_dim=8)
+    return Tokenizer(
+        backend, replace(checkpoint.read(files, Facts(), checkpoint.Wishes(max_length)), facts=Facts(**facts))
+    )
 
 
 @settings(deadline=None)
@@ -63,16 +75,17 @@ def test_an_end_longer_than_the_room_is_refused(backend):
 
 def test_no_room_at_all_is_refused(backend):
     with pytest.raises(ConfigurationError, match="no room"):
-        Tokenizer(backend, 2)
+        tokenizer_of(backend, 2)
 
 
-def test_an_end_token_is_appended_where_the_tokenizer_adds_none(tiny_bert):
-    backend = transformers.AutoTokenizer.from_pretrained(tiny_bert)
-    backend.eos_token = "[MASK]"
-    tokenizer = Tokenizer(backend, 8, append_eos=True)
+def test_an_end_token_is_appended_where_the_tokenizer_adds_none_and_not_twice(backend):
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), ["", "the sea " * 9], {})
-    assert [(ids[0], ids[-1], len(ids)) for ids in tokenizer.encode(rendered).ids] == [(2, 4, 3), (2, 4, 8)]
-    assert Tokenizer(backend, 8, append_eos=True).after == Tokenizer(backend, 8, append_eos=True).after == [3, 4]
+    appended = tokenizer_of(backend, 8, end_token="[MASK]").encode(rendered)
+    assert [(ids[0], ids[-1], len(ids)) for ids in appended.ids] == [(2, 4, 3), (2, 4, 8)]
+    assert tokenizer_of(backend, 8, end_token="[SEP]").after == [3]
+    assert tokenizer_of(backend, 8, begin_token="[CLS]").before == [2]
+    with pytest.raises(ConfigurationError, match=r"no token '</s>'"):
+        tokenizer_of(backend, 8, end_token="</s>")
 
 
 def test_what_the_tokenizers_file_says_of_padding_and_length_is_ignored(tiny_bert):

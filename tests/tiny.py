@@ -10,6 +10,9 @@ WORDS = (
     "million years query passage instruct title text none tree bridge weather language insect medicine map"
 )
 
+# Tokens of the longest text that the byte-level models take.
+LENGTH = 160
+
 POOLING_FLAGS = {
     "cls": "pooling_mode_cls_token",
     "mean": "pooling_mode_mean_tokens",
@@ -20,7 +23,7 @@ POOLING_FLAGS = {
 }
 
 
-def wordpiece(path: Path, max_length: int = 64) -> None:
+def wordpiece(path: Path, max_length: int) -> None:
     """Train and save a BERT tokenizer; characters are its last resort, so nothing is unknown but other scripts."""
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -44,13 +47,13 @@ def wordpiece(path: Path, max_length: int = 64) -> None:
     wrapped.save_pretrained(path)
 
 
-def bert(path: Path, pooling: str | Sequence[str] = "mean", seed: int = 0, **layout: Any) -> Path:
+def bert(path: Path, pooling: str | Sequence[str] = "mean", seed: int = 0, positions: int = 64, **layout: Any) -> Path:
     """A BERT of 2 layers and 32 dimensions. `layout` goes to `sentence_layout`."""
     import torch
     import transformers
 
     path.mkdir(parents=True, exist_ok=True)
-    wordpiece(path)
+    wordpiece(path, positions)
     torch.manual_seed(seed)
     config = transformers.BertConfig(
         vocab_size=400,
@@ -58,7 +61,7 @@ def bert(path: Path, pooling: str | Sequence[str] = "mean", seed: int = 0, **lay
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         initializer_range=0.2,
     )
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(path)
@@ -129,3 +132,72 @@ def _dense(path: Path, width: int, size: int, activation: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value))
+
+
+def byte_pairs(
+    path: Path, before: Sequence[str] = (), after: Sequence[str] = (), side: str = "right", **tokens: str
+) -> None:
+    """Train and save a byte-level tokenizer that puts `before` and `after` around texts.
+
+    All tokenizers of a text have the same ids, whatever they put around it; `tokens` are names such as eos_token.
+    """
+    import transformers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<|endoftext|>", "<|im_end|>", "<eos>", "<bos>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([WORDS] * 3, trainer)
+    if before or after:
+        single = " ".join([*before, "$A", *after])
+        used = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*before, *after])]
+        tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=used)
+    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **tokens}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=LENGTH, padding_side=side, **named
+    ).save_pretrained(path)
+
+
+COMMON = {
+    "vocab_size": 420,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": LENGTH + 2,
+    "initializer_range": 0.2,
+}
+TOKENS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+
+
+def model(
+    path: Path,
+    kind: str,
+    tokenizer: Mapping[str, Any] | None = None,
+    layout: Mapping[str, Any] | None = None,
+    **config: Any,
+) -> Path:
+    """A random model of a native class by its config's name, such as `Mistral`, with a byte-level tokenizer."""
+    import torch
+    import transformers
+
+    path.mkdir(parents=True, exist_ok=True)
+    byte_pairs(path, **(tokenizer or {}))
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}Config")(**{**COMMON, **TOKENS, **config})
+    names = {"T5": "T5EncoderModel", "Gemma3Text": "Gemma3TextModel"}
+    cls = getattr(transformers, names.get(kind, f"{kind}Model"))
+    built = cls(
+        made, **({"add_pooling_layer": False} if "add_pooling_layer" in cls.__init__.__code__.co_varnames else {})
+    )
+    with torch.no_grad():
+        for parameter in built.parameters():  # norms too, so that a forgotten one shows
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    built.save_pretrained(path)
+    sentence_layout(path, 32, **{"max_length": LENGTH, **(layout or {})})
+    return path

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedcli import console
-from embedcli.config import STDIN, STDOUT, DType, InputOptions, OnError, OutputOptions, RunOptions, VectorType
+from embedcli.config import STDIN, STDOUT, DType, Facts, InputOptions, OnError, OutputOptions, RunOptions, VectorType
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
     from embedcli.job import Job, Summary
+    from embedcli.registry import Family
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
@@ -41,6 +42,9 @@ def encode(
         _option("org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.", "--model"),
     ] = None,
     revision: Annotated[str | None, _option("Branch, tag or commit of a hub model.", "--revision")] = None,
+    trust_remote_code: Annotated[
+        bool, _option("Run the repository's own code. Demands --revision with a commit.", "--trust-remote-code")
+    ] = False,
     template: Annotated[
         str | None, _option("A string with {text}, a template file, or a family's name.", "--template")
     ] = None,
@@ -91,7 +95,7 @@ def encode(
     full; 75 output locked; 78 model or template unusable.
     """
     from embedcli import job as jobs
-    from embedcli import templates
+    from embedcli import registry
     from embedcli.encoder import checkpoint, model_files
 
     if not _DEVICE.fullmatch(device):
@@ -107,16 +111,15 @@ def encode(
         min_rows=min_rows,
     )
     jobs.check_output(output_options, found)  # before a model is looked for or fetched
-    files = model_files.find(model, revision)
-    family = templates.find_family(files.names, template)
-    chosen = templates.choose(files.id, role, task, template, family, checkpoint.prompts(files))
-    if warning := templates.warn_literal_escape(template):
-        console.warn(warning)
+    files = model_files.find(model, revision, trust_remote_code)
+    family = registry.find_family(files.names, template)
+    chosen = registry.choose(files.id, role, task, template, family, checkpoint.prompts(files))
+    _warn(template, family, dim)
+    wishes = checkpoint.Wishes(max_length, dim, normalize, trust_remote_code)
+    facts, adapter = (family.facts, family.adapters.get(chosen.role)) if family else (Facts(), None)
     job = jobs.Job(
         inputs=tuple(found),
-        checkpoint=checkpoint.read(
-            files, family.facts if family else {}, checkpoint.Wishes(max_length, dim, normalize)
-        ),
+        checkpoint=checkpoint.read(files, facts, wishes, adapter),
         template=chosen,
         input=InputOptions(
             text_column=text_column,
@@ -130,6 +133,20 @@ def encode(
         run=RunOptions(device=device, dtype=dtype, batch_tokens=batch_tokens),
     )
     return _run(job, quiet, report)
+
+
+def _warn(template: str | None, family: "Family | None", dim: int | None) -> None:
+    """Say what a careful colleague would say of these choices."""
+    from embedcli import registry
+
+    if warning := registry.warn_literal_escape(template):
+        console.warn(warning)
+    if family is None:
+        return
+    for unsure in family.unsure:
+        console.warn(f"family {family.name} is not verified: {unsure}")
+    if dim is not None and family.facts.dims and dim not in family.facts.dims:
+        console.warn(f"the model was trained to be cut to {', '.join(map(str, family.facts.dims))}, not to {dim}")
 
 
 def _run(job: "Job", quiet: bool, report: str | None) -> int:

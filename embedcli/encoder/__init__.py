@@ -10,6 +10,7 @@ import numpy.typing as npt
 from embedcli.config import RunOptions
 from embedcli.encoder import environment
 from embedcli.encoder.checkpoint import Checkpoint
+from embedcli.errors import ConfigurationError
 from embedcli.records import Rendered
 
 OnBatch = Callable[[int, int], None]
@@ -59,3 +60,13 @@ def load(checkpoint: Checkpoint, options: RunOptions) -> Encoder:
     from embedcli.encoder.loading import load_modules
 
     return TorchEncoder(load_modules(checkpoint, options), options)
+
+
+def token_ids(checkpoint: Checkpoint, rendered: Rendered) -> list[list[int]]:
+    """The ids that a model gets for each text, special ones included. Loads the tokenizer, not the weights."""
+    if checkpoint.is_hash:
+        raise ConfigurationError("the pseudo-model has no token ids")
+    environment.prepare()
+    from embedcli.encoder.loading import load_tokenizer
+
+    return load_tokenizer(checkpoint).encode(rendered).ids

@@ -4,12 +4,13 @@ Reads the directory's own modules.json and configs; a template family's facts co
 Reads JSON only: imports no torch, loads no weights.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from embedcli.config import Space
+from embedcli.config import Facts, Space
 from embedcli.encoder.model_files import ModelFiles, files_sha256
 from embedcli.errors import ConfigurationError
 
@@ -23,6 +24,7 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": "last_token",
 }
 _POOLING_NAMES = {"mean_sqrt_len_tokens": "mean_sqrt_len", "weightedmean": "weighted_mean", "lasttoken": "last_token"}
+_LAYER_KINDS = {"Dense": "dense", "LayerNorm": "layer_norm"}
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last_token")
 # Their position table starts after the padding index.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
@@ -31,7 +33,7 @@ _HASH_MAX_LENGTH = 512
 
 @dataclass(frozen=True)
 class Layer:
-    """A module after pooling: its kind (`dense` or `layer_norm`), its folder and its config."""
+    """A module after pooling: its kind (`dense` or `layer_norm`), its folder (none: no weights) and its config."""
 
     kind: str
     folder: str
@@ -39,11 +41,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What the user wants otherwise than the model has it; None leaves it as it is."""
+
+    max_length: int | None = None
+    dim: int | None = None
+    normalize: bool | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """All that is known of a model before it is loaded.
 
     `pooling` may name several poolings, whose vectors are joined; `full_dim` is the model's own dimension and `dim`
-    what is kept of it; `max_length` counts tokens; `max_positions` is the position table's size, or None.
+    what is kept of it; `max_length` counts tokens; `pooled` says which tokens are pooled (see config.Facts);
+    `own_code` is True where the repository's code is to be run; `adapter` is the folder of the role's adapter;
+    `origins` says for each fact who stated it.
     """
 
     files: ModelFiles
@@ -56,9 +70,12 @@ class Checkpoint:
     full_dim: int
     dim: int
     max_length: int
-    max_positions: int | None
-    append_eos: bool = False
+    facts: Facts = field(default_factory=Facts)
+    pooled: str = "all"
     lower_case: bool = False
+    own_code: bool = False
+    adapter: str | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_hash(self) -> bool:
@@ -66,28 +83,34 @@ class Checkpoint:
         return self.files.path is None
 
     @property
+    def pipeline(self) -> tuple[str, ...]:
+        """The modules by name, and what is unusual about them."""
+        facts = self.facts
+        unusual = {
+            "bidirectional": facts.attention == "bidirectional",
+            "causal": facts.attention == "causal",
+            "own code": self.own_code,
+            "latent attention": bool(facts.latent_attention),
+            f"pooled: {self.pooled}": self.pooled != "all",
+            f"begin: {facts.begin_token}": facts.begin_token is not None,
+            f"end: {facts.end_token}": facts.end_token is not None,
+        }
+        layers = [f"{layer.kind}:{layer.config.get('activation_function', '')}".rstrip(":") for layer in self.layers]
+        named = [name for name, applies in unusual.items() if applies]
+        return (facts.native_class or self.model_type, "+".join(self.pooling), *layers, *named)
+
+    @property
     def space(self) -> Space:
         """What must be equal for vectors to be comparable."""
-        pipeline = [self.model_type, "+".join(self.pooling)]
-        pipeline += [f"{layer.kind}:{layer.config.get('activation_function', '')}".rstrip(":") for layer in self.layers]
         return Space(
             model=self.files.id,
             revision=self.files.revision,
             weights=self.weights,
             tokenizer=self.tokenizer,
-            pipeline=(*pipeline, *(["append_eos"] if self.append_eos else [])),
+            pipeline=self.pipeline,
             dim=self.dim,
             normalized=self.normalize,
         )
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What the user wants otherwise than the model has it; None leaves it as it is."""
-
-    max_length: int | None = None
-    dim: int | None = None
-    normalize: bool | None = None
 
 
 def prompts(files: ModelFiles) -> dict[str, str]:
@@ -96,27 +119,28 @@ def prompts(files: ModelFiles) -> dict[str, str]:
     return {role: prompt for role, prompt in found.items() if isinstance(prompt, str)}
 
 
-def read(files: ModelFiles, facts: Mapping[str, Any], wishes: Wishes) -> Checkpoint:
-    """Read a model's facts; `facts` are a template family's (see templates.FACTS).
+def read(files: ModelFiles, facts: Facts, wishes: Wishes, adapter: str | None = None) -> Checkpoint:
+    """Read what a model's folder says, corrected and supplied by the facts of its family.
 
-    Raises ConfigurationError where the directory can't be used, or can't fulfil the wishes.
+    Raises ConfigurationError where the folder can't be used, or can't fulfil the wishes.
     """
     if files.path is None:
         return _read_hash(files, facts, wishes)
     config = files.json("config.json")
-    pooling, layers = _modules(files)
-    if "pooling" in facts:
-        pooling = (facts["pooling"],)
+    own_code = _own_code(files, config, facts, wishes)
+    modules = _modules(files)
+    pooling = modules.pooling if facts.pooling is None else (facts.pooling,)
     if not pooling:
         raise ConfigurationError(
             f"{files.id}: how its tokens become one vector is not known (no modules.json)",
             'pass a template file that says: pooling = "mean" (or "cls", "last_token")',
         )
-    unknown = [name for name in pooling if name not in POOLINGS]
-    if unknown:
+    if unknown := [name for name in pooling if name not in POOLINGS]:
         raise ConfigurationError(f"{files.id}: unknown pooling {unknown[0]!r}", f"known: {', '.join(POOLINGS)}")
-    full_dim = _dim(files, config, pooling, layers)
-    positions = _max_positions(config)
+    layers, full_dim = _layers(files, config, facts, wishes, modules.layers, pooling)
+    max_length, length_origin = _max_length(files, config, facts, wishes)
+    if adapter is not None and not (files.path / adapter / "adapter_config.json").is_file():
+        raise ConfigurationError(f"{files.id}: the adapter {adapter} is missing", "is a download unfinished?")
     return Checkpoint(
         files=files,
         weights=files_sha256(files.path, _weight_files(files.path, layers)),
@@ -127,14 +151,17 @@ def read(files: ModelFiles, facts: Mapping[str, Any], wishes: Wishes) -> Checkpo
         normalize=_normalize(facts, wishes),
         full_dim=full_dim,
         dim=_wished_dim(files, full_dim, wishes),
-        max_length=_max_length(files, facts, wishes, positions),
-        max_positions=positions,
-        append_eos=bool(facts.get("append_eos", False)),
+        max_length=max_length,
+        facts=facts,
+        pooled=facts.pooled or modules.pooled,
         lower_case=bool(files.json("sentence_bert_config.json").get("do_lower_case", False)),
+        own_code=own_code,
+        adapter=adapter,
+        origins=_origins(facts, wishes, length_origin),
     )
 
 
-def _read_hash(files: ModelFiles, facts: Mapping[str, Any], wishes: Wishes) -> Checkpoint:
+def _read_hash(files: ModelFiles, facts: Facts, wishes: Wishes) -> Checkpoint:
     return Checkpoint(
         files=files,
         weights="",
@@ -145,13 +172,14 @@ def _read_hash(files: ModelFiles, facts: Mapping[str, Any], wishes: Wishes) -> C
         normalize=_normalize(facts, wishes),
         full_dim=files.hash_dim,
         dim=_wished_dim(files, files.hash_dim, wishes),
-        max_length=wishes.max_length or facts.get("max_length", _HASH_MAX_LENGTH),
-        max_positions=None,
+        max_length=wishes.max_length or facts.max_length or _HASH_MAX_LENGTH,
+        origins=_origins(facts, wishes, "the pseudo-model"),
     )
 
 
-def _normalize(facts: Mapping[str, Any], wishes: Wishes) -> bool:
-    return wishes.normalize if wishes.normalize is not None else bool(facts.get("normalize", True))
+def _normalize(facts: Facts, wishes: Wishes) -> bool:
+    stated = (wishes.normalize, facts.normalize)
+    return next((value for value in stated if value is not None), True)
 
 
 def _wished_dim(files: ModelFiles, full_dim: int, wishes: Wishes) -> int:
@@ -160,10 +188,55 @@ def _wished_dim(files: ModelFiles, full_dim: int, wishes: Wishes) -> int:
     return wishes.dim or full_dim
 
 
-def _modules(files: ModelFiles) -> tuple[tuple[str, ...], tuple[Layer, ...]]:
-    """The poolings and the layers after them that modules.json lists; nothing where there is no such file."""
+def _origins(facts: Facts, wishes: Wishes, length_origin: str) -> dict[str, str]:
+    """Who stated what, for people."""
+    stated = {
+        "pooling": "modules.json" if facts.pooling is None else "family",
+        "max_length": length_origin,
+        "normalize": "default" if facts.normalize is None else "family",
+        "pooled": "modules.json" if facts.pooled is None else "family",
+    }
+    wished = {"max_length": wishes.max_length, "normalize": wishes.normalize, "dim": wishes.dim}
+    return stated | {name: "option" for name, value in wished.items() if value is not None}
+
+
+def _own_code(files: ModelFiles, config: Mapping[str, Any], facts: Facts, wishes: Wishes) -> bool:
+    """Whether to run the repository's code: only where the user trusts it, and it is all in the repository.
+
+    A config that brings code often names a native class as well, which loads and gives other vectors.
+    """
+    auto_map = config.get("auto_map") or {}
+    classes = [value if isinstance(value, str) else str(value) for value in auto_map.values()]
+    if wishes.trust_remote_code and classes:
+        if elsewhere := [name for name in classes if "--" in name]:
+            raise ConfigurationError(
+                f"{files.id}: its code is in another repository: {elsewhere[0]}", _native_hint(facts)
+            )
+        return True
+    if facts.own_code == "replaced" or not (classes or facts.own_code == "required"):
+        return False
+    code = classes[0] if classes else "its own modeling code"
+    raise ConfigurationError(
+        f"{files.id}: needs code of its own repository ({code}), which is not run unasked", _native_hint(facts)
+    )
+
+
+def _native_hint(facts: Facts) -> str:
+    if facts.native is not None:
+        return f"the same weights for transformers' own class: --model {facts.native}"
+    return "if you have read it: --trust-remote-code --revision <the commit, 40 hex digits>"
+
+
+@dataclass(frozen=True)
+class _Modules:
     pooling: tuple[str, ...] = ()
-    layers: list[Layer] = []
+    pooled: str = "all"
+    layers: tuple[Layer, ...] = ()
+
+
+def _modules(files: ModelFiles) -> _Modules:
+    """The poolings and the layers after them that modules.json lists; nothing where there is no such file."""
+    found = _Modules()
     for module in files.json_value("modules.json") or ():
         library, _, kind = str(module.get("type", "")).rpartition(".")
         folder = str(module.get("path", ""))
@@ -171,23 +244,49 @@ def _modules(files: ModelFiles) -> tuple[tuple[str, ...], tuple[Layer, ...]]:
             raise ConfigurationError(f"{files.id}: its module {module.get('type')!r} is code of the model's own")
         config = files.json(f"{folder}/config.json") if folder else {}
         if kind == "Pooling":
-            pooling = _pooling(files, config)
-        elif kind == "Dense":
-            layers.append(Layer("dense", folder, config))
-        elif kind == "LayerNorm":
-            layers.append(Layer("layer_norm", folder, config))
+            pooled = "text" if config.get("include_prompt", True) is False else "all"
+            found = replace(found, pooling=_pooling(config), pooled=pooled)
+        elif kind in _LAYER_KINDS:
+            found = replace(found, layers=(*found.layers, Layer(_LAYER_KINDS[kind], folder, config)))
         elif kind not in ("Transformer", "Normalize"):  # every vector is normalized at the end, unless unwanted
             raise ConfigurationError(f"{files.id}: its module {kind} is not supported")
-    return pooling, tuple(layers)
+    return found
 
 
-def _pooling(files: ModelFiles, config: Mapping[str, Any]) -> tuple[str, ...]:
-    if config.get("include_prompt", True) is False:
-        raise ConfigurationError(f"{files.id}: leaving the prompt out of the pooling is not supported yet")
+def _pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
     modes = config.get("pooling_mode")
     if modes is None:
         return tuple(name for flag, name in _POOLING_FLAGS.items() if config.get(flag)) or ("mean",)
     return tuple(_POOLING_NAMES.get(mode, mode) for mode in ([modes] if isinstance(modes, str) else modes))
+
+
+def _layers(
+    files: ModelFiles,
+    config: Mapping[str, Any],
+    facts: Facts,
+    wishes: Wishes,
+    layers: tuple[Layer, ...],
+    pooling: tuple[str, ...],
+) -> tuple[tuple[Layer, ...], int]:
+    """The layers after pooling, and the dimension they lead to."""
+    if facts.dense_by_dim is not None and wishes.dim is not None:
+        layers = (_dense_of_dim(files, facts.dense_by_dim, wishes.dim),)
+    full_dim = _dim(files, config, pooling, layers)
+    if facts.layer_norm:
+        layers = (*layers, Layer("layer_norm", "", {"dimension": full_dim}))
+    return layers, full_dim
+
+
+def _dense_of_dim(files: ModelFiles, pattern: str, dim: int) -> Layer:
+    assert files.path is not None
+    folder = pattern.replace("{dim}", str(dim))
+    config = files.json(f"{folder}/config.json")
+    if not config:
+        shape = re.compile(re.escape(pattern).replace(re.escape("{dim}"), r"(\d+)"))
+        names = [shape.fullmatch(path.name) for path in files.path.iterdir()]
+        known = ", ".join(map(str, sorted(int(match.group(1)) for match in names if match)))
+        raise ConfigurationError(f"--dim {dim}: {files.id} has no layer for it", f"its dimensions: {known}")
+    return Layer("dense", folder, config)
 
 
 def _dim(files: ModelFiles, config: Mapping[str, Any], pooling: tuple[str, ...], layers: tuple[Layer, ...]) -> int:
@@ -206,26 +305,27 @@ def _max_positions(config: Mapping[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions < 1:
         return None
-    offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
+    offset = int(config.get("pad_token_id", 1)) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
     return positions - offset
 
 
-def _max_length(files: ModelFiles, facts: Mapping[str, Any], wishes: Wishes, positions: int | None) -> int:
-    """The most tokens of a text: what the user wants, the family says, or the model's own configs allow."""
+def _max_length(files: ModelFiles, config: Mapping[str, Any], facts: Facts, wishes: Wishes) -> tuple[int, str]:
+    """The most tokens of a text, and who says so: the user, the family, or the model's own configs."""
+    positions = _max_positions(config)
     if wishes.max_length is not None and positions is not None and wishes.max_length > positions:
         raise ConfigurationError(f"--max-length {wishes.max_length}: {files.id} has {positions} positions")
-    own = files.json("sentence_bert_config.json").get("max_seq_length")
     tokenizer = files.json("tokenizer_config.json").get("model_max_length")
-    known = [
-        facts.get("max_length"),
-        own if isinstance(own, int) else None,
-        int(tokenizer) if isinstance(tokenizer, (int, float)) and tokenizer < 1e9 else None,
-        positions,
-    ]
-    found = wishes.max_length or next((value for value in known if value), None)
-    if found is None:
-        raise ConfigurationError(f"{files.id}: its max length is not known", "pass --max-length")
-    return min(found, positions) if positions is not None else found
+    known = {
+        "option": wishes.max_length,
+        "family": facts.max_length,
+        "sentence_bert_config.json": files.json("sentence_bert_config.json").get("max_seq_length"),
+        "tokenizer_config.json": int(tokenizer) if isinstance(tokenizer, (int, float)) and tokenizer < 1e9 else None,
+        "config.json": positions,
+    }
+    for origin, value in known.items():
+        if isinstance(value, int) and value > 0:
+            return (value, origin) if positions is None or value <= positions else (positions, "config.json")
+    raise ConfigurationError(f"{files.id}: its max length is not known", "pass --max-length")
 
 
 def _weight_files(path: Path, layers: tuple[Layer, ...]) -> list[str]:
@@ -243,7 +343,7 @@ def _weight_files(path: Path, layers: tuple[Layer, ...]) -> list[str]:
         names = wanted
     elif "model.safetensors" in names:
         names = ["model.safetensors"]
-    folders = [f"{layer.folder}/model.safetensors" for layer in layers]
+    folders = [f"{layer.folder}/model.safetensors" for layer in layers if layer.folder]
     missing = [name for name in folders if not (path / name).is_file()]
     if missing:
         raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing")

@@ -1,5 +1,7 @@
 """Token ids into vectors: batches through the transformer, pooling, layers, cut and normalization."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from embedcli.encoder import Encoded, OnBatch
 from embedcli.encoder.batching import batches
 from embedcli.encoder.loading import Modules
 from embedcli.encoder.pooling import POOLINGS
+from embedcli.encoder.tokenize import Tokenizer, Tokens
 from embedcli.records import Rendered
 
 # Measured: larger batches leave a CPU's caches and are slower; a GPU wants many rows at once.
@@ -46,48 +49,60 @@ class TorchEncoder:
         vectors = torch.zeros((len(lengths), modules.checkpoint.dim), device=modules.device)
         padded = 0
         for indices in batches(lengths, self._budget):
-            ids, mask = pad([tokens.ids[i] for i in indices], modules.tokenizer.pad_id, modules.tokenizer.pads_left)
-            vectors[torch.from_numpy(indices).to(modules.device)] = embed(modules, ids, mask)
-            padded += ids.numel()
+            batch = pad(tokens, indices.tolist(), modules.tokenizer)
+            vectors[torch.from_numpy(indices).to(modules.device)] = embed(modules, batch)
+            padded += batch.ids.numel()
             on_batch(len(indices), int(lengths[indices].sum()))
-        failed = self._repair(vectors, tokens.ids)
+        failed = self._repair(vectors, tokens)
         truncated = np.array(tokens.truncated, dtype=np.bool_)
         return Encoded(vectors.cpu().numpy(), lengths, truncated, padded, failed)
 
-    def _repair(self, vectors: Tensor, ids: list[list[int]]) -> dict[int, str]:
+    def _repair(self, vectors: Tensor, tokens: Tokens) -> dict[int, str]:
         """Try rows without a usable vector again, alone and in float32; those that stay unusable are zeroed."""
         failed: dict[int, str] = {}
         bad = torch.nonzero(~usable(vectors)).flatten().tolist()
         again = self._modules.in_float32() if bad else self._modules
         for index in bad:
-            row, mask = pad([ids[index]], again.tokenizer.pad_id, again.tokenizer.pads_left)
-            vector = embed(again, row, mask)
+            vector = embed(again, pad(tokens, [index], again.tokenizer))
             if usable(vector).item():
                 vectors[index] = vector[0]
+            elif tokens.skipped[index] >= len(tokens.ids[index]):
+                failed[index] = "it has no token beside the prompt, and this model pools none of the prompt's"
             else:
-                vectors[index] = 0
                 failed[index] = "the model gives no finite vector for it, in float32 neither"
+        vectors[list(failed)] = 0
         return failed
 
 
-def pad(rows: list[list[int]], pad_id: int, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids [B, T] and their mask [B, T], both int64, padded to the longest row on the model's side."""
-    width = max(len(row) for row in rows)
-    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+class Batch(NamedTuple):
+    """Token ids [B, T], the mask of tokens [B, T], and the mask of those that are pooled [B, T]; all int64."""
+
+    ids: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+
+def pad(tokens: Tokens, rows: list[int], tokenizer: Tokenizer) -> Batch:
+    """The given rows as one batch, padded to the longest on the model's side."""
+    width = max(len(tokens.ids[row]) for row in rows)
+    ids = np.full((len(rows), width), tokenizer.pad_id, dtype=np.int64)
     mask = np.zeros((len(rows), width), dtype=np.int64)
-    for index, row in enumerate(rows):
-        where = slice(width - len(row), width) if left else slice(0, len(row))
-        ids[index, where] = row
-        mask[index, where] = 1
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+    pooled = np.zeros((len(rows), width), dtype=np.int64)
+    for place, row in enumerate(rows):
+        own = tokens.ids[row]
+        start = width - len(own) if tokenizer.pads_left else 0
+        ids[place, start : start + len(own)] = own
+        mask[place, start : start + len(own)] = 1
+        pooled[place, start + tokens.skipped[row] : start + len(own)] = 1
+    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pooled))
 
 
-def embed(modules: Modules, ids: Tensor, mask: Tensor) -> Tensor:
-    """One batch of token ids [B, T] to vectors float32 [B, dim]."""
+def embed(modules: Modules, batch: Batch) -> Tensor:
+    """One batch to vectors float32 [B, dim]."""
     checkpoint = modules.checkpoint
-    ids, mask = ids.to(modules.device), mask.to(modules.device)
-    states = modules.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
-    vectors = torch.cat([POOLINGS[name](states, mask) for name in checkpoint.pooling], dim=1)
+    ids, mask, pooled = (tensor.to(modules.device) for tensor in batch)
+    states = modules.latent(modules.transformer(input_ids=ids, attention_mask=mask).last_hidden_state)
+    vectors = torch.cat([POOLINGS[name](states, pooled) for name in checkpoint.pooling], dim=1)
     vectors = modules.layers(vectors)[:, : checkpoint.dim]
     return torch.nn.functional.normalize(vectors, dim=1) if checkpoint.normalize else vectors
 

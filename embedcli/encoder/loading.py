@@ -1,7 +1,8 @@
 """A checkpoint into modules on a device. The only place where weights are read."""
 
 import copy
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from embedcli.config import RunOptions
 from embedcli.encoder import environment
 from embedcli.encoder.checkpoint import Checkpoint, Layer
+from embedcli.encoder.latent_attention import load_latent_attention
 from embedcli.encoder.tokenize import Tokenizer
 from embedcli.errors import ConfigurationError, DeviceError
 
@@ -23,19 +25,19 @@ _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "classifier
 
 @dataclass(frozen=True)
 class Modules:
-    """A loaded model: token states from `transformer`, then the checkpoint's pooling, then `layers` in float32."""
+    """A loaded model: token states from `transformer`, through `latent`, pooled, then `layers` in float32."""
 
     checkpoint: Checkpoint
     tokenizer: Tokenizer
     transformer: nn.Module
+    latent: nn.Module
     layers: nn.Sequential
     device: torch.device
     dtype: torch.dtype
 
     def in_float32(self) -> "Modules":
         """A copy in float32, for rows whose vector came out unusable in a shorter format."""
-        transformer = copy.deepcopy(self.transformer).float()
-        return Modules(self.checkpoint, self.tokenizer, transformer, self.layers, self.device, torch.float32)
+        return replace(self, transformer=copy.deepcopy(self.transformer).float(), dtype=torch.float32)
 
 
 def load_modules(checkpoint: Checkpoint, options: RunOptions) -> Modules:
@@ -45,14 +47,21 @@ def load_modules(checkpoint: Checkpoint, options: RunOptions) -> Modules:
     """
     device = choose_device(options.device)
     dtype = choose_dtype(options.dtype, device)
+    if dtype == torch.float16 and checkpoint.facts.float16 is False:
+        raise ConfigurationError(f"{checkpoint.files.id} overflows in float16", "--dtype bfloat16, or float32")
     path = checkpoint.files.path
     assert path is not None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    transformer = _transformer(checkpoint, path, dtype).to(device).eval()
-    layers = nn.Sequential(*(_layer(layer, path) for layer in checkpoint.layers)).to(device).eval()
-    tokenizer = Tokenizer(_backend(path), checkpoint.max_length, checkpoint.append_eos, checkpoint.lower_case)
-    return Modules(checkpoint, tokenizer, transformer, layers, device, dtype)
+    return Modules(
+        checkpoint=checkpoint,
+        tokenizer=load_tokenizer(checkpoint),
+        transformer=_transformer(checkpoint, path, dtype).to(device).eval(),
+        latent=_latent(checkpoint, path).to(device).eval(),
+        layers=nn.Sequential(*(_layer(layer, path) for layer in checkpoint.layers)).to(device).eval(),
+        device=device,
+        dtype=dtype,
+    )
 
 
 def choose_device(name: str) -> torch.device:
@@ -78,20 +87,57 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def _transformer(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> nn.Module:
     try:
-        model, info = transformers.AutoModel.from_pretrained(
+        config = _config(checkpoint, path)
+        model, info = _model_class(config).from_pretrained(
             path,
+            config=config,
             dtype=dtype,
-            trust_remote_code=False,  # unset, it would ask on stdin and eat the corpus
+            trust_remote_code=checkpoint.own_code,  # unset, it would ask on stdin and eat the corpus
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            key_mapping={r"^embedding_model\.": ""} if checkpoint.facts.latent_attention else None,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigurationError(f"{checkpoint.files.id}: transformers can't load it: {reason}") from None
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        raise _unloadable(checkpoint, error) from None
+    _check_weights(checkpoint, model, info)
+    return model if checkpoint.adapter is None else _adapted(checkpoint, model, path)
+
+
+def _unloadable(checkpoint: Checkpoint, error: Exception) -> ConfigurationError:
+    reason = " ".join(str(error).split())[:300]
+    return ConfigurationError(f"{checkpoint.files.id}: transformers can't load it: {type(error).__name__}: {reason}")
+
+
+def _config(checkpoint: Checkpoint, path: Path) -> Any:
+    """The model's config; as another native class, or with another attention, where the family says so."""
+    facts = checkpoint.facts
+    if facts.native_class is not None and not checkpoint.own_code:
+        raw = checkpoint.files.json("config.json")
+        raw = raw.get("text_config", raw) if facts.latent_attention else raw
+        kept = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map", "architectures")}
+        config = transformers.CONFIG_MAPPING[facts.native_class].from_dict(kept)
+    else:
+        config = transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=checkpoint.own_code, local_files_only=True
+        )
+    if facts.attention is not None and not checkpoint.own_code:
+        config.is_causal = facts.attention == "causal"  # transformers' own masks follow it
+    return config
+
+
+def _model_class(config: Any) -> Any:
+    """The class that gives token states: for encoder-decoder models their encoder alone."""
+    encoders = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
+    return getattr(transformers, encoders.get(config.model_type, "AutoModel"))
+
+
+def _check_weights(checkpoint: Checkpoint, model: nn.Module, info: dict[str, Any]) -> None:
+    """Refuse a class that the weights were not made for: what is missing would be random."""
+    ours = ("latent_attention_model.",) if checkpoint.facts.latent_attention else ()
     found = {
         "lack parts of": [key for key in info["missing_keys"] if not _is_unused(key)],
-        "hold more than": [key for key in info["unexpected_keys"] if not _is_unused(key)],
+        "hold more than": [key for key in info["unexpected_keys"] if not _is_unused(key) and not key.startswith(ours)],
         "have other shapes than": [str(key) for key in info["mismatched_keys"]],
     }
     for what, keys in found.items():
@@ -100,7 +146,27 @@ def _transformer(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> nn.M
                 f"{checkpoint.files.id}: its weights {what} {type(model).__name__}: {', '.join(sorted(keys)[:3])}",
                 "the config names another model class than the weights were made for, or a file is damaged",
             )
-    return model
+
+
+def _adapted(checkpoint: Checkpoint, model: nn.Module, path: Path) -> nn.Module:
+    """The model with its role's adapter merged into the weights."""
+    try:
+        import peft
+    except ImportError:
+        raise ConfigurationError(
+            f"{checkpoint.files.id}: role adapters need the package peft", "pip install 'embedcli[adapters]'"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own affairs with versions of transformers
+        adapted = peft.PeftModel.from_pretrained(model, str(path / (checkpoint.adapter or "")))
+        merged: nn.Module = adapted.merge_and_unload()
+    return merged
+
+
+def _latent(checkpoint: Checkpoint, path: Path) -> nn.Module:
+    if not checkpoint.facts.latent_attention:
+        return nn.Identity()
+    return load_latent_attention(checkpoint.files.json("config.json").get("latent_attention_config", {}), path)
 
 
 def _is_unused(key: str) -> bool:
@@ -108,8 +174,10 @@ def _is_unused(key: str) -> bool:
 
 
 def _layer(layer: Layer, path: Path) -> nn.Module:
-    weights = safetensors.torch.load_file(path / layer.folder / "model.safetensors")
     config: dict[str, Any] = dict(layer.config)
+    if not layer.folder:
+        return nn.LayerNorm(config["dimension"], elementwise_affine=False)
+    weights = safetensors.torch.load_file(path / layer.folder / "model.safetensors")
     if layer.kind == "layer_norm":
         module: nn.Module = nn.LayerNorm(config["dimension"])
         module.load_state_dict({key.removeprefix("norm."): value.float() for key, value in weights.items()})
@@ -131,13 +199,16 @@ def _activation(name: str | None, where: Path) -> nn.Module:
     return module()
 
 
-def _backend(path: Path) -> Any:
+def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Load a checkpoint's tokenizer alone. Raises ConfigurationError where it can't be used."""
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigurationError(
-            f"{path}: its tokenizer can't be loaded: {' '.join(str(error).split())[:300]}"
-        ) from None
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            checkpoint.files.path, trust_remote_code=checkpoint.own_code, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        raise _unloadable(checkpoint, error) from None
     if not tokenizer.is_fast:
-        raise ConfigurationError(f"{path}: its tokenizer has no fast version", "a tokenizer.json is needed")
-    return tokenizer
+        raise ConfigurationError(
+            f"{checkpoint.files.id}: its tokenizer has no fast version", "tokenizer.json is needed"
+        )
+    return Tokenizer(tokenizer, checkpoint)

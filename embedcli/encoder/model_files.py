@@ -53,10 +53,14 @@ class ModelFiles:
             raise ConfigurationError(f"{self.path / name}: not readable: {error}") from None
 
 
-def find(model: str | None, revision: str | None = None) -> ModelFiles:
-    """Find a model's files; hub models are fetched into the hub's cache.
+def find(
+    model: str | None, revision: str | None = None, trust_remote_code: bool = False, fetch: bool = True
+) -> ModelFiles:
+    """Find a model's files; hub models are fetched into the hub's cache, their code only where it is trusted.
 
-    Raises ConfigurationError where there is no such model, and UsageError-like hints for near misses.
+    With `fetch` False nothing is fetched: what isn't in the cache isn't there.
+
+    Raises ConfigurationError where there is no such model, or where code is trusted that may change any day.
     """
     if model is None:
         return _embedded()
@@ -65,7 +69,7 @@ def find(model: str | None, revision: str | None = None) -> ModelFiles:
     if model.startswith(("./", "../", "/")):
         return _local(model, revision)
     if _HUB_ID.fullmatch(model):
-        return _from_hub(model, revision)
+        return _from_hub(model, revision, trust_remote_code, fetch)
     hint = f"for the folder: --model ./{model}" if Path(model).is_dir() else "a model is org/name, ./folder or hash:64"
     raise ConfigurationError(f"--model {model!r} names no model", hint)
 
@@ -100,14 +104,20 @@ def _local(model: str, revision: str | None) -> ModelFiles:
     return ModelFiles(f"./{path.resolve().name}", tuple(names), in_cache.group(3) if in_cache else "", path)
 
 
-def _from_hub(model: str, revision: str | None) -> ModelFiles:
+def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: bool) -> ModelFiles:
     import huggingface_hub
     from huggingface_hub import errors as hub_errors
 
+    if trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise ConfigurationError(
+            "--trust-remote-code goes with --revision and the 40 hex digits of a commit",
+            "a branch can hold other code tomorrow than the one you have read",
+        )
+    wanted = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
     try:
         # A commit first: what is recorded is what was loaded, also if the branch moves meanwhile.
         path = huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_NOT
+            model, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_NOT, local_files_only=not fetch
         )
     except hub_errors.GatedRepoError:
         raise ConfigurationError(
@@ -119,7 +129,8 @@ def _from_hub(model: str, revision: str | None) -> ModelFiles:
         raise ConfigurationError(f"{model}: the hub has no such model", "private models need: hf auth login") from None
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigurationError(f"{model}: not in the hub's cache, and it can't be fetched: {reason}") from None
+        why = f", and it can't be fetched: {reason}" if fetch else ""
+        raise ConfigurationError(f"{model}: not in the hub's cache{why}") from None
     return ModelFiles(model, (model,), Path(path).name, Path(path))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
+from embedcli.encoder.checkpoint import Checkpoint
 from embedcli.errors import ConfigurationError
 from embedcli.records import Rendered
 
@@ -19,10 +20,11 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids of each text, special tokens included, and whether the text was cut."""
+    """Of each text: token ids, special ones included; was it cut; how many first tokens pooling leaves out."""
 
     ids: list[list[int]]
     truncated: list[bool]
+    skipped: list[int]
 
 
 class Tokenizer:
@@ -31,21 +33,35 @@ class Tokenizer:
     `before` and `after` are the ids that the model was trained to find around every text.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, append_eos: bool = False, lower_case: bool = False) -> None:
+    def __init__(self, tokenizer: Any, checkpoint: Checkpoint) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        if lower_case:
+        if checkpoint.lower_case:
             own = self._backend.normalizer
             self._backend.normalizer = Normalizers([Lowercase(), own] if own else [Lowercase()])
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.pads_left: bool = tokenizer.padding_side == "left"
-        self.max_length = max_length
+        self._pooled = checkpoint.pooled
+        self._prompt_sizes: dict[str, int] = {}
         self.before, self.after = _special_ids(self._backend)
-        if append_eos and (not self.after or self.after[-1] != tokenizer.eos_token_id):
-            self.after = [*self.after, tokenizer.eos_token_id]
-        if len(self.before) + len(self.after) >= max_length:
-            raise ConfigurationError(f"--max-length {max_length} leaves no room for text beside the special tokens")
+        begin, end = (self._id_of(token) for token in (checkpoint.facts.begin_token, checkpoint.facts.end_token))
+        if begin is not None and self.before[:1] != [begin]:
+            self.before = [begin, *self.before]
+        if end is not None and self.after[-1:] != [end]:
+            self.after = [*self.after, end]
+        self._room = checkpoint.max_length - len(self.before) - len(self.after)
+        if self._room < 1:
+            limit = checkpoint.max_length
+            raise ConfigurationError(f"--max-length {limit} leaves no room for text beside the special tokens")
+
+    def _id_of(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        found: int | None = self._backend.token_to_id(token)
+        if found is None:
+            raise ConfigurationError(f"the tokenizer has no token {token!r}, which the template's family asks for")
+        return found
 
     def count(self, strings: list[str]) -> list[int]:
         """Tokens of each string, special ones included, nothing cut."""
@@ -54,20 +70,32 @@ class Tokenizer:
 
     def encode(self, rendered: Rendered) -> Tokens:
         """Tokenize; texts over the max length lose their last tokens before the template's end."""
-        ids: list[list[int]] = []
-        truncated: list[bool] = []
-        room = self.max_length - len(self.before) - len(self.after)
-        for start in range(0, len(rendered.strings), _ROWS_AT_ONCE):
-            rows = slice(start, start + _ROWS_AT_ONCE)
+        tokens = Tokens([], [], [])
+        for first in range(0, len(rendered.strings), _ROWS_AT_ONCE):
+            rows = slice(first, first + _ROWS_AT_ONCE)
             encodings = self._backend.encode_batch(rendered.strings[rows], add_special_tokens=False)
-            for encoding, string, stop in zip(encodings, rendered.strings[rows], rendered.stops[rows], strict=True):
+            for encoding, string, start, stop in zip(encodings, *(column[rows] for column in rendered), strict=True):
                 inner = encoding.ids
-                cut = len(inner) > room
+                cut = len(inner) > self._room
                 if cut:
-                    inner = _cut(inner, encoding.offsets, room, stop if stop < len(string) else None)
-                ids.append([*self.before, *inner, *self.after])
-                truncated.append(cut)
-        return Tokens(ids, truncated)
+                    inner = _cut(inner, encoding.offsets, self._room, stop if stop < len(string) else None)
+                tokens.ids.append([*self.before, *inner, *self.after])
+                tokens.truncated.append(cut)
+                tokens.skipped.append(self._prompt_size(string[:start]))
+        return tokens
+
+    def _prompt_size(self, prompt: str) -> int:
+        """How many first tokens are the prompt's, for models that pool the text alone.
+
+        Counted as the models' authors do: the prompt is tokenized by itself. NV-Embed's count leaves out the special
+        token before it, so that the prompt's last token is pooled.
+        """
+        if self._pooled == "all" or not prompt:
+            return 0
+        if prompt not in self._prompt_sizes:
+            own = len(self._backend.encode(prompt, add_special_tokens=False).ids)
+            self._prompt_sizes[prompt] = own + (len(self.before) if self._pooled == "text" else 0)
+        return self._prompt_sizes[prompt]
 
 
 def _cut(ids: list[int], offsets: Sequence[tuple[int, int]], room: int, text_stop: int | None) -> list[int]:
