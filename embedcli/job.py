@@ -190,7 +190,8 @@ def _open_sink(job: Job, place: _Place, schema: Any, stdout: BinaryIO | None, pr
     if place.staging is not None:
         return sinks.FileSink(place.staging, schema)
     assert stdout is not None
-    return sinks.STREAMS[job.output.format](stdout, schema, provenance)
+    # A stream starts with its metadata, before there is anything to count.
+    return sinks.STREAMS[job.output.format](stdout, schema, {k: v for k, v in provenance.items() if k != "counts"})
 
 
 class _Done(NamedTuple):

@@ -384,7 +384,7 @@ def known_columns(family: registry.Family) -> list[str]:
         checked = "tiny model"
     elif family.facts.own_code == "required":
         checked = "runs only by its own code"
-    models = ", ".join(model.partition("/")[2] or model for model in family.models)
+    models = ", ".join(dict.fromkeys(model.partition("/")[2] or model for model in family.models))
     return [name, models, shown.get("query", ""), shown.get("passage", ""), others, checked or "not checked"]
 
 

@@ -182,6 +182,7 @@ def test_a_full_disk_is_code_74(tmp_path, big):
     )
     assert ran.code == 74, ran.err
     assert "File too large" in ran.err
+    assert str(tmp_path) in ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
     with open("/dev/full", "wb") as full:
         ran = run_process("encode", big, "--role", "query", "--model", "hash:64", "-o", "-", stdout=full)

@@ -60,7 +60,7 @@ def encode(
         _option("Give vectors norm 1. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
     ] = None,
     dtype: Annotated[
-        DType, _option("Number format of the weights; auto: bfloat16 where the hardware has it.", "--dtype")
+        DType, _option("Number format of the weights; auto: bfloat16 where it is faster.", "--dtype")
     ] = "auto",
     device: Annotated[str, _option("auto, cpu, cuda or cuda:1.", "--device")] = "auto",
     batch_tokens: Annotated[int | None, _option("Tokens per batch, padding included.", "--batch-tokens", min=1)] = None,

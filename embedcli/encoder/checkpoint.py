@@ -6,38 +6,18 @@ Reads JSON only: imports no torch, loads no weights.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from embedcli.config import Facts, Space
-from embedcli.encoder.model_files import ModelFiles, files_sha256
+from embedcli.encoder.layout import Layer, read_modules
+from embedcli.encoder.model_files import ModelFiles, files_sha256, tokenizer_files, weight_files
 from embedcli.errors import ConfigurationError
 
-# The names of sentence-transformers' two generations of Pooling configs.
-_POOLING_FLAGS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
-    "pooling_mode_weightedmean_tokens": "weighted_mean",
-    "pooling_mode_lasttoken": "last_token",
-}
-_POOLING_NAMES = {"mean_sqrt_len_tokens": "mean_sqrt_len", "weightedmean": "weighted_mean", "lasttoken": "last_token"}
-_LAYER_KINDS = {"Dense": "dense", "LayerNorm": "layer_norm"}
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weighted_mean", "last_token")
 # Their position table starts after the padding index.
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet"}
 _HASH_MAX_LENGTH = 512
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A module after pooling: its kind (`dense` or `layer_norm`), its folder (none: no weights) and its config."""
-
-    kind: str
-    folder: str
-    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -128,7 +108,7 @@ def read(files: ModelFiles, facts: Facts, wishes: Wishes, adapter: str | None = 
         return _read_hash(files, facts, wishes)
     config = files.json("config.json")
     own_code = _own_code(files, config, facts, wishes)
-    modules = _modules(files)
+    modules = read_modules(files)
     pooling = modules.pooling if facts.pooling is None else (facts.pooling,)
     if not pooling:
         raise ConfigurationError(
@@ -143,8 +123,8 @@ def read(files: ModelFiles, facts: Facts, wishes: Wishes, adapter: str | None = 
         raise ConfigurationError(f"{files.id}: the adapter {adapter} is missing", "is a download unfinished?")
     return Checkpoint(
         files=files,
-        weights=files_sha256(files.path, _weight_files(files.path, layers)),
-        tokenizer=files_sha256(files.path, _tokenizer_files(files.path)),
+        weights=files_sha256(files.path, weight_files(files.path, [layer.folder for layer in layers if layer.folder])),
+        tokenizer=files_sha256(files.path, tokenizer_files(files.path)),
         model_type=str(config.get("model_type", "")),
         pooling=pooling,
         layers=layers,
@@ -227,39 +207,6 @@ def _native_hint(facts: Facts) -> str:
     return "if you have read it: --trust-remote-code --revision <the commit, 40 hex digits>"
 
 
-@dataclass(frozen=True)
-class _Modules:
-    pooling: tuple[str, ...] = ()
-    pooled: str = "all"
-    layers: tuple[Layer, ...] = ()
-
-
-def _modules(files: ModelFiles) -> _Modules:
-    """The poolings and the layers after them that modules.json lists; nothing where there is no such file."""
-    found = _Modules()
-    for module in files.json_value("modules.json") or ():
-        library, _, kind = str(module.get("type", "")).rpartition(".")
-        folder = str(module.get("path", ""))
-        if not library.startswith("sentence_transformers") or ".." in folder or folder.startswith("/"):
-            raise ConfigurationError(f"{files.id}: its module {module.get('type')!r} is code of the model's own")
-        config = files.json(f"{folder}/config.json") if folder else {}
-        if kind == "Pooling":
-            pooled = "text" if config.get("include_prompt", True) is False else "all"
-            found = replace(found, pooling=_pooling(config), pooled=pooled)
-        elif kind in _LAYER_KINDS:
-            found = replace(found, layers=(*found.layers, Layer(_LAYER_KINDS[kind], folder, config)))
-        elif kind not in ("Transformer", "Normalize"):  # every vector is normalized at the end, unless unwanted
-            raise ConfigurationError(f"{files.id}: its module {kind} is not supported")
-    return found
-
-
-def _pooling(config: Mapping[str, Any]) -> tuple[str, ...]:
-    modes = config.get("pooling_mode")
-    if modes is None:
-        return tuple(name for flag, name in _POOLING_FLAGS.items() if config.get(flag)) or ("mean",)
-    return tuple(_POOLING_NAMES.get(mode, mode) for mode in ([modes] if isinstance(modes, str) else modes))
-
-
 def _layers(
     files: ModelFiles,
     config: Mapping[str, Any],
@@ -326,40 +273,3 @@ def _max_length(files: ModelFiles, config: Mapping[str, Any], facts: Facts, wish
         if isinstance(value, int) and value > 0:
             return (value, origin) if positions is None or value <= positions else (positions, "config.json")
     raise ConfigurationError(f"{files.id}: its max length is not known", "pass --max-length")
-
-
-def _weight_files(path: Path, layers: tuple[Layer, ...]) -> list[str]:
-    index = path / "model.safetensors.index.json"
-    names = sorted(file.name for file in path.glob("model*.safetensors"))
-    if not names:
-        raise ConfigurationError(
-            f"{path}: no model.safetensors there", "weights in pickle files can run code when loaded and are refused"
-        )
-    if index.is_file():
-        wanted = sorted(set(ModelFiles("", (), "", path).json(index.name).get("weight_map", {}).values()))
-        missing = [name for name in wanted if name not in names]
-        if missing:
-            raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing", "is a download unfinished?")
-        names = wanted
-    elif "model.safetensors" in names:
-        names = ["model.safetensors"]
-    folders = [f"{layer.folder}/model.safetensors" for layer in layers if layer.folder]
-    missing = [name for name in folders if not (path / name).is_file()]
-    if missing:
-        raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing")
-    return names + folders
-
-
-def _tokenizer_files(path: Path) -> list[str]:
-    for names in (
-        ["tokenizer.json"],
-        ["tokenizer.model"],
-        ["sentencepiece.bpe.model"],
-        ["spiece.model"],
-        ["vocab.txt"],
-    ):
-        if (path / names[0]).is_file():
-            return names
-    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return ["vocab.json", "merges.txt"]
-    raise ConfigurationError(f"{path}: no tokenizer there (tokenizer.json is missing)")

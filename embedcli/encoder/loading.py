@@ -13,8 +13,9 @@ from torch import nn
 
 from embedcli.config import RunOptions
 from embedcli.encoder import environment
-from embedcli.encoder.checkpoint import Checkpoint, Layer
+from embedcli.encoder.checkpoint import Checkpoint
 from embedcli.encoder.latent_attention import load_latent_attention
+from embedcli.encoder.layout import Layer
 from embedcli.encoder.tokenize import Tokenizer
 from embedcli.errors import ConfigurationError, DeviceError
 

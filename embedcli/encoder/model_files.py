@@ -153,3 +153,42 @@ def files_sha256(directory: Path, names: Sequence[str]) -> str:
         return digests[0]
     lines = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def weight_files(path: Path, folders: Sequence[str]) -> list[str]:
+    """The weights' names: the transformer's and those of modules in folders. Raises ConfigurationError."""
+    index = path / "model.safetensors.index.json"
+    names = sorted(file.name for file in path.glob("model*.safetensors"))
+    if not names:
+        raise ConfigurationError(
+            f"{path}: no model.safetensors there", "weights in pickle files can run code when loaded and are refused"
+        )
+    if index.is_file():
+        wanted = sorted(set(ModelFiles("", (), "", path).json(index.name).get("weight_map", {}).values()))
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing", "is a download unfinished?")
+        names = wanted
+    elif "model.safetensors" in names:
+        names = ["model.safetensors"]
+    inside = [f"{folder}/model.safetensors" for folder in folders]
+    missing = [name for name in inside if not (path / name).is_file()]
+    if missing:
+        raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing")
+    return names + inside
+
+
+def tokenizer_files(path: Path) -> list[str]:
+    """The files that make the tokenizer. Raises ConfigurationError where there are none."""
+    for names in (
+        ["tokenizer.json"],
+        ["tokenizer.model"],
+        ["sentencepiece.bpe.model"],
+        ["spiece.model"],
+        ["vocab.txt"],
+    ):
+        if (path / names[0]).is_file():
+            return names
+    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+        return ["vocab.json", "merges.txt"]
+    raise ConfigurationError(f"{path}: no tokenizer there (tokenizer.json is missing)")

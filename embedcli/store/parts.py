@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedcli.config import OutputOptions
-from embedcli.errors import ConfigurationError, DataError, StorageError
+from embedcli.errors import ConfigurationError, DataError, StorageError, from_os_error
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"embedcli"
@@ -67,9 +67,19 @@ def assemble(
 def write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table]) -> int:
     """Write a new Parquet file durably and read it back; gives its rows.
 
-    Raises StorageError where what is read differs in rows or checksums, OSError as the system says it.
+    Raises StorageError where the disk is full, or what is read differs in rows or checksums.
     `path` must be a name nobody reads: on an exception pyarrow writes a valid footer over half a file.
     """
+    try:
+        rows = _write(path, schema, provenance, tables)
+    except OSError as error:
+        raise from_os_error(error, str(path)) from None  # pyarrow's own doesn't say where
+    if sum(len(table) for table in read_tables(path)) != rows:
+        raise StorageError(f"{path}: what was written can't be read back whole", "is the disk failing?")
+    return rows
+
+
+def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table]) -> int:
     rows = 0
     full = schema.with_metadata({METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()})
     vector = schema.names[-4]
@@ -87,8 +97,6 @@ def write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Ite
                 rows += len(table)
         stream.flush()
         os.fsync(stream.fileno())
-    if sum(len(table) for table in read_tables(path)) != rows:
-        raise StorageError(f"{path}: what was written can't be read back whole", "is the disk failing?")
     return rows
 
 
