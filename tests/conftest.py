@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# Machines differ in speed, and the same commit should pass or fail the same way everywhere.
+hypothesis.settings.register_profile(
+    "embedcli", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("embedcli")
 
 REPOSITORY = Path(__file__).parent.parent
 SAMPLE = REPOSITORY / "sample_data"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import sources
@@ -25,7 +25,6 @@ rows = st.fixed_dictionaries({"text": st.text(max_size=60)}, optional={"n": st.i
 breaks = st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n"])
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(rows, breaks), max_size=30), st.integers(8, 400), st.booleans())
 def test_units_cover_the_file_whatever_its_line_ends(tmp_path_factory, lines, unit_bytes, ends):
     path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"

@@ -24,7 +24,7 @@ def read_all(path, options=InputOptions(), unit_bytes=2**20):  # noqa: B008 - fr
     return corpus, [read(unit) for unit in corpus.units]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.text(max_size=50), max_size=80), st.integers(1, 40), st.integers(20, 2000))
 def test_units_cover_the_file_whatever_its_row_groups(tmp_path_factory, texts, group, unit_bytes):
     path = tmp_path_factory.mktemp("parquet") / "a.parquet"

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import transformers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import templates
@@ -32,7 +32,6 @@ def tokenizer_of(backend, max_length, **facts):
     )
 
 
-@settings(deadline=None)
 @given(texts=st.lists(st.text(max_size=80), min_size=1, max_size=5), max_length=st.integers(3, 40))
 def test_without_a_suffix_the_ids_are_the_tokenizers_own(backend, texts, max_length):
     own = transformers.AutoTokenizer.from_pretrained(backend.name_or_path)
@@ -41,7 +40,6 @@ def test_without_a_suffix_the_ids_are_the_tokenizers_own(backend, texts, max_len
     assert tokens.truncated == [len(ids) > max_length for ids in own(strings)["input_ids"]]
 
 
-@settings(deadline=None)
 @given(text=st.text(alphabet="abc the sea", max_size=200), max_length=st.integers(12, 40))
 def test_a_suffix_stays_whole(backend, text, max_length):
     tokens, _ = encode(backend, "query: {text} [SEP]none", [text], max_length)

@@ -22,6 +22,7 @@ from embedcli.errors import ConfigurationError, DeviceError
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Parts of a checkpoint that an embedding never uses: heads for other tasks, and buffers of older versions.
 _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "classifier.")
+_MISFIT = "the config names another model class than the weights were made for, or a file is damaged"
 
 
 @dataclass(frozen=True)
@@ -141,11 +142,12 @@ def _check_weights(checkpoint: Checkpoint, model: nn.Module, info: dict[str, Any
         "hold more than": [key for key in info["unexpected_keys"] if not _is_unused(key) and not key.startswith(ours)],
         "have other shapes than": [str(key) for key in info["mismatched_keys"]],
     }
+    native = checkpoint.facts.native
     for what, keys in found.items():
         if keys:
             raise ConfigurationError(
                 f"{checkpoint.files.id}: its weights {what} {type(model).__name__}: {', '.join(sorted(keys)[:3])}",
-                "the config names another model class than the weights were made for, or a file is damaged",
+                f"the same weights for this class: --model {native}" if native else _MISFIT,
             )
 
 
