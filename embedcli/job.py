@@ -109,10 +109,13 @@ def find_inputs(paths: Sequence[str]) -> list[str]:
     return sources.find(paths)
 
 
-def check_output(output: OutputOptions, inputs: Sequence[str]) -> None:
-    """See that the output could be published, before time goes into a model. Raises OutputError."""
+def check_output(output: OutputOptions, inputs: Sequence[str], report: str | None = None) -> None:
+    """See that all files could be written, before time goes into a model. Raises OutputError, AccessError."""
     if output.path != STDOUT:
         staging.check_output(Path(output.path), inputs)
+    for beside in (output.rejects, report):
+        if beside is not None:
+            staging.check_folder(Path(beside))
 
 
 def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary:
@@ -136,7 +139,7 @@ def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary:
         rejects = sinks.RejectLog(place.path / "rejects.jsonl", job.output.rejects)
         read = sources.reader(corpus, job.input)
         watcher.begin(corpus.rows)
-        for index, unit in enumerate(corpus.units):
+        for index, unit in enumerate(unit for unit in corpus.units if unit.rows):  # a unit may be blank lines alone
             with summary.timed("reading"):
                 records = read(unit)
             assert model is not None

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +149,8 @@ USAGE = {
     "JSONL into a file": (["corpus.jsonl", "--role", "query", "-o", "x.jsonl"], 73, "files are written as Parquet"),
     "a folder as output": (["corpus.jsonl", "--role", "query", "-o", "."], 73, "is a directory"),
     "a folder that isn't there": (["corpus.jsonl", "--role", "query", "-o", "no/x.parquet"], 73, "no such folder"),
+    "a report in no folder": (["corpus.jsonl", "--role", "query", "--report", "no/r.json"], 73, "no such folder"),
+    "rejects in no folder": (["corpus.jsonl", "--role", "query", "--on-error", "reject", "--rejects", "no/r"], 73, "no such folder"),
     "the input as output": (["corpus.jsonl", "--role", "query", "-o", "corpus.jsonl2"], 73, "is one of the inputs"),
     "somebody's file as output": (["corpus.jsonl", "--role", "query", "-o", "notes"], 73, "was not written by embedcli"),
     "rejects without rejecting": (["corpus.jsonl", "--role", "query", "--rejects", "r"], 2, "--on-error reject"),
@@ -217,6 +221,18 @@ def test_rejected_rows_are_accounted_for(cli, tmp_path):
     write_rows(path, rows[:1])
     assert cli(*arguments).code == 0
     assert not (tmp_path / "a.query.parquet.rejects.jsonl").exists()
+
+
+def test_rejects_may_go_to_another_file_system(tmp_path):
+    shm = Path("/dev/shm")
+    if not shm.is_dir() or shm.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no other file system here")
+    path = write_rows(tmp_path / "a.jsonl", [{"text": "a"}, {"text": 3}])
+    with tempfile.TemporaryDirectory(dir=shm) as other:
+        arguments = ("-o", "-", "--format", "jsonl", "--on-error", "reject", "--rejects", f"{other}/r.jsonl")
+        ran = run_process("encode", path, "--role", "query", *HASH, *arguments)
+        assert ran.code == 3, ran.err
+        assert [entry.name for entry in Path(other).iterdir()] == ["r.jsonl"]
 
 
 def test_a_missing_field_ends_the_run_by_default(cli, tmp_path):

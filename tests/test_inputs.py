@@ -76,6 +76,7 @@ CASES = {
     "29 blanks": ("a.jsonl", b'{"text": " \\n "}\n', 0, [" \n "]),
     "35 a long line": ("a.jsonl", GOOD + b'{"text": "' + b"x" * 20_000_000 + b'"}\n' + GOOD, 65, "a.jsonl:3: the line is longer than 16777216 bytes"),
     "37 nothing": ("a.jsonl", b"", 0, []),
+    "37 blank lines alone": ("a.jsonl", b"\n  \n\n", 0, []),
     "41 gz, checksum cut off": ("a.jsonl.gz", gzip.compress(GOOD)[:-4], 65, "damaged gzip stream"),
     "41 gz, cut in the middle": ("a.jsonl.gz", gzip.compress(GOOD * 100)[:40], 65, "damaged gzip stream"),
     "42 gz of two members": ("a.jsonl.gz", gzip.compress(GOOD) + gzip.compress(GOOD), 0, ["a", "b", "a", "b"]),

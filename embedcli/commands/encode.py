@@ -110,7 +110,7 @@ def encode(
         vector_type=vector_type,
         min_rows=min_rows,
     )
-    jobs.check_output(output_options, found)  # before a model is looked for or fetched
+    jobs.check_output(output_options, found, report)  # before a model is looked for or fetched
     files = model_files.find(model, revision, trust_remote_code)
     family = registry.find_family(files.names, template)
     chosen = registry.choose(files.id, role, task, template, family, checkpoint.prompts(files))

@@ -7,6 +7,7 @@ import base64
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from datetime import date, time, timedelta
 from pathlib import Path
@@ -148,9 +149,12 @@ class RejectLog:
         if self._target is None:
             return
         if self.count:
-            with open(self._path, "rb") as stream:
+            # It may be wanted on another file system, where a rename doesn't reach.
+            unfinished = self._target.with_name(f".{self._target.name}.tmp")
+            shutil.copyfile(self._path, unfinished)
+            with open(unfinished, "rb") as stream:
                 os.fsync(stream.fileno())
-            staging.move(self._path, self._target)
+            staging.move(unfinished, self._target)
         else:
             self._target.unlink(missing_ok=True)
 

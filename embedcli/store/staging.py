@@ -38,6 +38,8 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
 
     Raises OutputError; takes no time and needs no model.
     """
+    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
+        raise AccessError(f"{output}: its folder can't be written")
     if output.is_dir():
         raise OutputError(f"{output}: is a directory", "name a file, such as out.parquet")
     if output.suffix.lower() in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".txt"):
@@ -50,6 +52,16 @@ def check_output(output: Path, inputs: Sequence[str]) -> None:
         raise OutputError(
             f"{output}: exists and was not written by embedcli", "remove it, or choose another name with -o"
         )
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder isn't there or can't be written. Raises OutputError, AccessError."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: no such folder", "create it first")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory", "name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise AccessError(f"{path}: its folder can't be written")
 
 
 def _is_ours(path: Path) -> bool:
