@@ -77,5 +77,5 @@ def test_the_users_own_files_come_first_and_are_checked(cli, tmp_path, monkeypat
 def test_a_run_warns_of_what_is_not_verified_and_of_untrained_cuts(cli, tiny_bert, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
     arguments = ("encode", tmp_path / "a.jsonl", "--role", "query", "--model", tiny_bert)
-    assert "family gte-modernbert is not verified" in cli(*arguments, "--template", "gte-modernbert").err
+    assert "family modernbert-embed is not verified" in cli(*arguments, "--template", "modernbert-embed").err
     assert "trained to be cut to 512, 1024, not to 8" in cli(*arguments, "--template", "mxbai", "--dim", 8).err
