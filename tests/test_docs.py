@@ -63,7 +63,8 @@ def place(tmp_path_factory):
 
 def run(command, place):
     path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "COLUMNS": "120"}
+    # bfloat16, where a machine chooses it, would change the last digit of what is shown
+    environment = {**os.environ, "PATH": path, "COLUMNS": "120", "EMBEDCLI_DTYPE": "float32"}
     return subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
 
 
