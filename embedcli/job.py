@@ -18,7 +18,7 @@ from embedcli import encoder, sources, templates
 from embedcli.config import STDOUT, InputOptions, OutputOptions, Recipe, RunOptions
 from embedcli.encoder.checkpoint import Checkpoint
 from embedcli.errors import ConfigurationError, DataError, RowFault
-from embedcli.records import Corpus, InputFile, Records, Reject, Rendered
+from embedcli.records import Corpus, InputFile, Records, Reject, Rendered, stop_at_first
 from embedcli.store import parts, sinks, staging
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow")
@@ -102,11 +102,6 @@ class Summary:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def find_inputs(paths: Sequence[str]) -> list[str]:
-    """The files that names, folders and globs stand for. Raises InputMissingError, AccessError, DataError."""
-    return sources.find(paths)
 
 
 def check_output(output: OutputOptions, inputs: Sequence[str], report: str | None = None) -> None:
@@ -234,8 +229,7 @@ def _rejects(job: Job, records: Records, file: InputFile, faults: Mapping[int, R
         Reject(file.name, file.place, records.places[index], None, fault, records.texts[index][:_EXCERPT])
         for index, fault in sorted(faults.items())
     ]
-    if rejects and job.input.on_error == "fail":
-        raise rejects[0].as_error()
+    stop_at_first(rejects, job.input.on_error)
     return rejects
 
 

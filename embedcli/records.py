@@ -1,8 +1,10 @@
 """The nouns that travel from the sources to the store: units of the input, their records, and rejected rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from embedcli.config import OnError
 from embedcli.errors import DataError, RowFault
 
 if TYPE_CHECKING:
@@ -40,6 +42,12 @@ class Reject:
         more_hint = "--on-error reject sets bad rows aside and goes on"
         where = f"{self.file}:{self.number}" if self.place == "line" else f"{self.file}: row {self.number}"
         return DataError(f"{where}: {self.fault.reason}", "; ".join(filter(None, (self.fault.hint, more_hint))))
+
+
+def stop_at_first(rejects: Sequence[Reject], on_error: OnError) -> None:
+    """Raise the first bad row as DataError, unless bad rows are to be set aside."""
+    if rejects and on_error == "fail":
+        raise rejects[0].as_error()
 
 
 @dataclass(frozen=True)

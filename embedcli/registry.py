@@ -49,6 +49,7 @@ _OWN_KEYS: dict[str, type] = {
 }
 
 
+@cache
 def _fact_types() -> dict[str, tuple[type, tuple[Any, ...]]]:
     """For each fact the type that TOML must have, and the values allowed (empty: any)."""
     found = {}
@@ -140,12 +141,16 @@ def find_family(model_ids: Iterable[str], option: str | None = None) -> Family |
     return next((family for model in wanted for family in families() if model in family.models), None)
 
 
+def by_name(name: str | None) -> Family | None:
+    """The family of that name."""
+    return next((family for family in families() if family.name == name), None)
+
+
 def _named_family(option: str) -> Family:
     if option.endswith(".toml") or "/" in option:
         return read_family(Path(option))
-    for family in families():
-        if family.name == option:
-            return family
+    if (family := by_name(option)) is not None:
+        return family
     raise ConfigurationError(
         f"--template {option!r} is neither a template string, nor a file, nor a family",
         f"a string holds {{text}}; a file ends in .toml; the families are {', '.join(f.name for f in families())}",

@@ -95,12 +95,12 @@ def encode(
     full; 75 output locked; 78 model or template unusable.
     """
     from embedcli import job as jobs
-    from embedcli import registry
+    from embedcli import registry, sources
     from embedcli.encoder import checkpoint, model_files
 
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
-    found = jobs.find_inputs(inputs)
+    found = sources.find(inputs)
     path = output if output is not None else _default_output(inputs, found, role)
     output_options = OutputOptions(
         path=path,

@@ -64,7 +64,7 @@ def show(
     from embedcli import registry
     from embedcli.encoder import checkpoint, model_files
 
-    family = registry.find_family([model or ""], template) or _named(model)
+    family = registry.find_family([model or ""], template) or registry.by_name(model)
     files, missing = None, ""
     try:
         files = model_files.find(model, revision, fetch=False)
@@ -85,12 +85,6 @@ def show(
         rows += [(f"role {role}", f"{prompt}{{text}}  (the model's own prompts)") for role, prompt in prompts.items()]
     console.table([*rows, *_pipeline(files, family, missing)], to_stdout=True)
     return EXIT_OK
-
-
-def _named(name: str | None) -> "Family | None":
-    from embedcli import registry
-
-    return next((family for family in registry.families() if family.name == name), None)
 
 
 def _pipeline(files: object, family: "Family | None", missing: str) -> list[tuple[str, str]]:
@@ -141,7 +135,7 @@ def render(
     from embedcli.encoder import checkpoint, model_files
     from embedcli.errors import UsageError
 
-    family = registry.find_family([model], template) or _named(model)
+    family = registry.find_family([model], template) or registry.by_name(model)
     files = None
     if ids or family is None:
         files = model_files.find(model, fetch=False)

@@ -60,14 +60,14 @@ class TorchEncoder:
     def _repair(self, vectors: Tensor, tokens: Tokens) -> dict[int, str]:
         """Try rows without a usable vector again, alone and in float32; those that stay unusable are zeroed."""
         failed: dict[int, str] = {}
-        bad = torch.nonzero(~usable(vectors)).flatten().tolist()
-        again = self._modules.in_float32() if bad else self._modules
-        for index in bad:
+        for index in torch.nonzero(~usable(vectors)).flatten().tolist():
+            if tokens.skipped[index] >= len(tokens.ids[index]):  # no format helps
+                failed[index] = "it has no token beside the prompt, and this model pools none of the prompt's"
+                continue
+            again = self._modules.in_float32
             vector = embed(again, pad(tokens, [index], again.tokenizer))
             if usable(vector).item():
                 vectors[index] = vector[0]
-            elif tokens.skipped[index] >= len(tokens.ids[index]):
-                failed[index] = "it has no token beside the prompt, and this model pools none of the prompt's"
             else:
                 failed[index] = "the model gives no finite vector for it, in float32 neither"
         vectors[list(failed)] = 0

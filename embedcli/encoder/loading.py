@@ -3,6 +3,7 @@
 import copy
 import warnings
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,11 @@ class Modules:
     device: torch.device
     dtype: torch.dtype
 
+    @cached_property
     def in_float32(self) -> "Modules":
-        """A copy in float32, for rows whose vector came out unusable in a shorter format."""
+        """The same in float32, for rows whose vector came out unusable in a shorter format; copied once, if at all."""
+        if self.dtype == torch.float32:
+            return self
         return replace(self, transformer=copy.deepcopy(self.transformer).float(), dtype=torch.float32)
 
 

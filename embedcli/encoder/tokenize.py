@@ -81,17 +81,18 @@ class Tokenizer:
                     inner = _cut(inner, encoding.offsets, self._room, stop if stop < len(string) else None)
                 tokens.ids.append([*self.before, *inner, *self.after])
                 tokens.truncated.append(cut)
-                tokens.skipped.append(self._prompt_size(string[:start]))
+                tokens.skipped.append(self._prompt_size(string, start))
         return tokens
 
-    def _prompt_size(self, prompt: str) -> int:
+    def _prompt_size(self, string: str, start: int) -> int:
         """How many first tokens are the prompt's, for models that pool the text alone.
 
         Counted as the models' authors do: the prompt is tokenized by itself. NV-Embed's count leaves out the special
         token before it, so that the prompt's last token is pooled.
         """
-        if self._pooled == "all" or not prompt:
+        if self._pooled == "all" or not start:
             return 0
+        prompt = string[:start]
         if prompt not in self._prompt_sizes:
             own = len(self._backend.encode(prompt, add_special_tokens=False).ids)
             self._prompt_sizes[prompt] = own + (len(self.before) if self._pooled == "text" else 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.records import Corpus, Records, Unit
+from embedcli.records import Corpus, Records, Unit, stop_at_first
 from embedcli.sources import jsonl, parquet
 from embedcli.sources.files import find, open_input
 from embedcli.sources.sizes import unit_bytes
@@ -55,8 +55,7 @@ def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
                 f"{file.name}: {found} rows where {unit.rows} were expected, from row or line {unit.first}",
                 "the file is damaged or changed during the run",
             )
-        if records.rejects and options.on_error == "fail":
-            raise records.rejects[0].as_error()
+        stop_at_first(records.rejects, options.on_error)
         return records
 
     return read

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.records import Corpus, InputFile, Records, Reject, Unit
+from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
 from embedcli.sources import columns
 from embedcli.sources.rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
@@ -128,8 +128,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
                 if lines[0].offset == 0:
                     _refuse_other_shapes(lines, file, options.max_row_bytes)
                 parsed = _parse_lines(lines, file, options)
-                if parsed.rejects and options.on_error == "fail":
-                    raise parsed.rejects[0].as_error()
+                stop_at_first(parsed.rejects, options.on_error)
                 kinds = columns.join_columns(kinds, _kinds(parsed.rows, options))
                 if len(kinds) > _MAX_COLUMNS:
                     raise DataError(f"{file.name}: more than {_MAX_COLUMNS} columns", "choose some: --columns id,title")

@@ -18,7 +18,7 @@ _WIDTH = 8
 
 
 def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
-    """Cut files into row ranges by their footers; no row is read.
+    """Cut files into row ranges by their footers; of the rows one a file is read.
 
     Raises DataError where a file is damaged or encrypted, the text column is missing or of another type, or the
     files' schemas differ.

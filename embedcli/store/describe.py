@@ -70,11 +70,9 @@ def blocks(path: str, head: Head) -> Iterator[Block]:
     """The file's rows as arrays, a row group at a time. Raises DataError where a page is damaged."""
     names = [name for name in parts.own_columns(head.embedding_column) if name in head.columns]
     for table in parts.read_tables(path, names):
-        table = table.combine_chunks()
         column = table.column(head.embedding_column)
         present = column.drop_null().combine_chunks()
-        flat = pa.concat_arrays(present.chunks) if isinstance(present, pa.ChunkedArray) else present
-        vectors = flat.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        vectors = present.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         yield Block(
             vectors=vectors.reshape(-1, head.dim),
             missing=column.null_count,
@@ -91,7 +89,7 @@ def _values(table: pa.Table, name: str) -> Any:
 def _hashes(table: pa.Table, name: str) -> npt.NDArray[Any] | None:
     if name not in table.column_names or not pa.types.is_fixed_size_binary(table.column(name).type):
         return None
-    column = pa.concat_arrays(table.column(name).chunks) if len(table) else pa.array([], table.column(name).type)
+    column = table.column(name).combine_chunks()
     width = column.type.byte_width
     raw = np.frombuffer(column.buffers()[1] or b"", dtype=f"V{width}")
     return raw[column.offset : column.offset + len(column)]

@@ -93,7 +93,7 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
             write_page_index=True,
         ) as writer:
             for table in filter(len, tables):
-                writer.write_table(table, row_group_size=max(1, len(table)))
+                writer.write_table(table, row_group_size=len(table))
                 rows += len(table)
         stream.flush()
         os.fsync(stream.fileno())
