@@ -69,6 +69,21 @@ def test_what_reads_back_short_is_an_error(tmp_path, monkeypatch):
         parts.write(tmp_path / "p", SCHEMA, {"format_version": 1}, [some_table()])
 
 
+def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monkeypatch):
+    real = parts._write
+
+    def damaging(path, *arguments):
+        rows = real(path, *arguments)
+        content = path.read_bytes()
+        place = content.index(some_table()["embedding"].chunk(0).flatten().buffers()[1].to_pybytes()[:32])
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        return rows
+
+    monkeypatch.setattr(parts, "_write", damaging)
+    with pytest.raises(StorageError, match="checksum"):
+        parts.write(tmp_path / "p", SCHEMA, {"format_version": 1}, [some_table()])
+
+
 def test_one_run_at_a_time(tmp_path):
     with staging.open_staging(tmp_path / "o"), pytest.raises(LockedError), staging.open_staging(tmp_path / "o"):
         pass

@@ -74,7 +74,11 @@ def write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Ite
         rows = _write(path, schema, provenance, tables)
     except OSError as error:
         raise from_os_error(error, str(path)) from None  # pyarrow's own doesn't say where
-    if sum(len(table) for table in read_tables(path)) != rows:
+    try:
+        found = sum(len(table) for table in read_tables(path))
+    except DataError as error:  # our own file, not the user's data
+        raise StorageError(error.message, "is the disk failing?") from None
+    if found != rows:
         raise StorageError(f"{path}: what was written can't be read back whole", "is the disk failing?")
     return rows
 
