@@ -6,13 +6,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 
 import embedcli
-from embedcli import console
+from embedcli import console, interruptions
 from embedcli.commands import VERBS, Verb
 from embedcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERNAL, EmbedcliError, Interrupted, from_os_error
 
@@ -54,8 +53,7 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
 
     @functools.wraps(verb)
     def run(*args: object, **options: object) -> NoReturn:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
+        interruptions.watch()
         try:
             code = verb(*args, **options)
         except (Exception, Interrupted) as error:
@@ -67,12 +65,15 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
     return run
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(number)
-
-
 def _report(error: BaseException) -> int:
     """Say why the run ended; gives the exit code."""
+    code = _say(error)
+    for note in getattr(error, "__notes__", ()):  # what is kept
+        console.say(f"  {note}")
+    return code
+
+
+def _say(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         # The reader had enough. Nothing more may be written, not even by the interpreter when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -68,11 +68,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What changes the speed, not the vector (beyond the rounding of `dtype`)."""
+    """What changes the speed, not the vector (beyond the rounding of `dtype`).
+
+    `num_processes` None takes one for each device. `update` reuses the vectors of the output as it is, `fresh` forgets
+    what an interrupted run left. `watchdog` is in seconds: how long a worker may show no progress; 0 is for ever.
+    """
 
     device: str = "auto"
     dtype: DType = "auto"
     batch_tokens: int | None = None
+    num_processes: int | None = None
+    update: bool = False
+    fresh: bool = False
+    watchdog: float = 1800.0
 
 
 @dataclass(frozen=True)
@@ -89,9 +97,13 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where vectors go. `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside."""
+    """Where vectors go. `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside.
+
+    `directory`: the output is a dataset directory of parts.
+    """
 
     path: str
+    directory: bool = False
     format: Literal["parquet", "arrow", "jsonl"] = "parquet"
     rejects: str | None = None
     embedding_column: str = "embedding"

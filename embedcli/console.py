@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from embedcli.job import Summary
+    from embedcli.store.claims import Beat
 
 _PLAIN_SECONDS = 30.0
 _SHOWN = 200
+_SHOWN_WORKERS = 16
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -111,43 +113,91 @@ class _Silent:
     def advance(self, rows: int, tokens: int) -> None:
         """Nobody looks."""
 
+    def workers(self, beats: "Sequence[Beat]") -> None:
+        """Nobody looks."""
+
+
+class _Pace:
+    """How fast it goes since encoding began: reused rows and loading a model say nothing of it."""
+
+    def __init__(self, rows: int) -> None:
+        self.total, self.rows, self.tokens = rows, 0, 0
+        self.restart()
+
+    def restart(self) -> None:
+        self._start, self._first = time.monotonic(), self.rows
+
+    def advance(self, rows: int, tokens: int) -> None:
+        self.rows, self.tokens = self.rows + rows, self.tokens + tokens
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(1e-9, time.monotonic() - self._start)
+
+    @property
+    def seconds_left(self) -> float:
+        return (time.monotonic() - self._start) / max(1, self.rows - self._first) * (self.total - self.rows)
+
 
 class _Lines(_Silent):
     """A line every 30 seconds, for logs."""
 
     def begin(self, rows: int) -> None:
-        self._total, self._rows, self._tokens = rows, 0, 0
-        self._start = self._said = time.monotonic()
+        self._pace, self._busy = _Pace(rows), ""
+        self._said = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        if name == "encoding":
+            self._pace.restart()
 
     def advance(self, rows: int, tokens: int) -> None:
-        self._rows, self._tokens = self._rows + rows, self._tokens + tokens
-        now = time.monotonic()
-        if now - self._said < _PLAIN_SECONDS:
+        pace = self._pace
+        pace.advance(rows, tokens)
+        if time.monotonic() - self._said < _PLAIN_SECONDS:
             return
-        self._said, passed = now, now - self._start
-        left = passed / self._rows * (self._total - self._rows)
-        say(f"{self._rows:,} of {self._total:,} rows, {self._tokens / passed:,.0f} tokens/s, {duration(left)} left")
+        self._said = time.monotonic()
+        speed = f"{pace.tokens_per_second:,.0f} tokens/s{self._busy}"
+        say(f"{pace.rows:,} of {pace.total:,} rows, {speed}, {duration(pace.seconds_left)} left")
+
+    def workers(self, beats: "Sequence[Beat]") -> None:
+        busy = sum(beat.stage == "encoding" for beat in beats)
+        self._busy = f", {busy} of {len(beats)} workers encoding"
 
 
 class _Bar(_Silent):
-    """A progress bar, for a terminal."""
+    """A progress bar, for a terminal; with several workers a line for each below it."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task = progress.add_task("starting", total=None, speed="")
+        self._workers: dict[str, TaskID] = {}
         progress.start()
 
     def stage(self, name: str) -> None:
         self._progress.update(self._task, description=safe(name))
+        if name == "encoding":
+            self._pace.restart()
 
     def begin(self, rows: int) -> None:
-        self._start, self._tokens = time.monotonic(), 0
-        self._progress.reset(self._task, total=rows, description="encoding")
+        self._pace = _Pace(rows)
+        self._progress.reset(self._task, total=rows, description="working")
 
     def advance(self, rows: int, tokens: int) -> None:
-        self._tokens += tokens
-        speed = self._tokens / max(1e-9, time.monotonic() - self._start)
-        self._progress.update(self._task, advance=rows, speed=f"{speed:,.0f} tokens/s")
+        self._pace.advance(rows, tokens)
+        self._progress.update(self._task, advance=rows)
+        if tokens:
+            speed = f"{self._pace.tokens_per_second:,.0f} tokens/s"
+            self._progress.update(self._task, description="encoding", speed=speed)
+
+    def workers(self, beats: "Sequence[Beat]") -> None:
+        for beat in beats:
+            if beat.worker not in self._workers:
+                if len(self._workers) == _SHOWN_WORKERS:
+                    continue
+                self._workers[beat.worker] = self._progress.add_task("", total=None, speed="")
+            what = f"{beat.stage} unit {beat.unit}" if beat.unit is not None else beat.stage
+            line = f"  {beat.worker} {beat.device}: {what}"
+            self._progress.update(self._workers[beat.worker], description=safe(line), completed=beat.rows)
 
 
 @contextlib.contextmanager
@@ -194,15 +244,25 @@ def _summary_rows(run: "Summary") -> Iterator[tuple[str, str]]:
     yield "template", "" if plain else run.recipe.template
     yield "example", safe(run.example, _SHOWN)
     yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+    if run.update:
+        changes = (counts.reused + counts.resumed, counts.embedded, counts.removed, counts.rejected)
+        names = ("unchanged", "embedded", "removed", "rejected")
+        told = ", ".join(f"{count:,} {name}" for count, name in zip(changes, names, strict=True))
+        yield "update", f"{told}{'' if run.published else '; the output stays as it is'}"
+    yield "resumed", f"{counts.resumed:,} rows were finished by an interrupted run" if counts.resumed else ""
+    yield "duplicates", f"{counts.duplicates:,} rows repeat a text of their unit" if counts.duplicates else ""
+    yield "restarts", f"{run.restarts:,} workers died and were started again" if run.restarts else ""
     cut = f"{counts.truncated:,} of {counts.rows_out:,} rows at {run.recipe.max_length} tokens"
     yield "truncated", cut if counts.truncated else "none"
     yield "blank", f"{counts.blank:,} texts" if counts.blank else ""
     yield "prefixed", f"{counts.prefixed:,} texts start with the template's prefix already" if counts.prefixed else ""
     if run.device:
-        yield "computed", f"{run.device}, {run.dtype}, {space.dim} dimensions"
-        encoding = max(1e-9, seconds["encoding"])
-        padding = 1 - counts.tokens / max(1, counts.padded_tokens)
-        speed = f"{counts.rows_out / encoding:,.0f} rows/s, {counts.tokens / encoding:,.0f} tokens/s"
+        several = f", {run.workers} processes" if run.workers > 1 else ""
+        yield "computed", f"{run.device}, {run.dtype}, {space.dim} dimensions{several}"
+    if encoding := seconds.get("encoding"):
+        encoding = max(1e-9, encoding / run.workers)
+        padding = 1 - counts.encoded_tokens / max(1, counts.padded_tokens)
+        speed = f"{counts.embedded / encoding:,.0f} rows/s, {counts.encoded_tokens / encoding:,.0f} tokens/s"
         yield "speed", f"{speed}, {padding:.1%} padding"
     stages = ", ".join(
         f"{name} {duration(seconds[name])}" for name in seconds if name != "total" and seconds[name] >= 0.05

@@ -83,7 +83,8 @@ class InputFile:
 class Corpus:
     """All inputs, planned: their files, their units in order, and the one schema of the carried columns.
 
-    `json_columns` are carried as JSON text; `notes` is what people should know of the input.
+    `json_columns` are carried as JSON text; `notes` is what people should know of the input. `digest` changes when the
+    content does (for Parquet, as far as the footers show it): a hint for reuse, never a proof.
     """
 
     files: tuple[InputFile, ...]
@@ -91,6 +92,7 @@ class Corpus:
     schema: "pa.Schema"
     json_columns: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def rows(self) -> int:

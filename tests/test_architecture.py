@@ -13,10 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "embedcli"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"commands"},
+    {"commands", "worker", "interruptions"},
     {"job", "inspection", "console"},
     {"registry"},
-    {"sources", "encoder", "store", "templates"},
+    {"sources", "encoder", "store", "templates", "launch"},
     {"records"},
     {"config"},
     {"errors"},

@@ -24,9 +24,9 @@ def some_table(rows=100):
     rng = np.random.default_rng(0)
     carried = pa.table({"text": [f"text {i}" for i in range(rows)]})
     vectors = rng.normal(size=(rows, 8)).astype(np.float32)
-    return parts.assemble(
-        carried, SCHEMA, vectors, rng.bytes(16 * rows), np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
-    )
+    hashes = np.frombuffer(rng.bytes(16 * rows), "V16")
+    own = parts.Own(vectors, hashes, np.arange(rows, dtype=np.int32), np.zeros(rows, bool))
+    return parts.assemble(carried, SCHEMA, own)
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -85,14 +85,14 @@ def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monk
 
 
 def test_one_run_at_a_time(tmp_path):
-    with staging.open_staging(tmp_path / "o"), pytest.raises(LockedError), staging.open_staging(tmp_path / "o"):
+    with staging.open_staging(tmp_path / "o", "t"), pytest.raises(LockedError), staging.open_staging(tmp_path / "o", "t"):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_a_locked_output_is_code_75_at_once(cli, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    with staging.open_staging(tmp_path / "o"):
+    with staging.open_staging(tmp_path / "o", "t"):
         ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "-o", tmp_path / "o")
     assert ran.code == 75
     assert "another run is writing it" in ran.err
@@ -118,7 +118,7 @@ def test_a_planted_link_is_not_followed(cli, tmp_path):
 
 
 def test_the_lock_is_not_inherited(tmp_path):
-    with staging.open_staging(tmp_path / "o") as stage:
+    with staging.open_staging(tmp_path / "o", "t") as stage:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
         held = [
             fd

@@ -35,7 +35,11 @@ def encode(
     ],
     output: Annotated[
         str | None,
-        _option("Output file, or - for stdout. Default: <input>.<role>.parquet beside the input.", "--output", "-o"),
+        _option(
+            "Output file, folder/ of part files, or - for stdout. Default: <input>.<role>.parquet beside the input.",
+            "--output",
+            "-o",
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -64,6 +68,16 @@ def encode(
     ] = "auto",
     device: Annotated[str, _option("auto, cpu, cuda or cuda:1.", "--device")] = "auto",
     batch_tokens: Annotated[int | None, _option("Tokens per batch, padding included.", "--batch-tokens", min=1)] = None,
+    num_processes: Annotated[
+        int | None, _option("Worker processes. Default: one for each CUDA device, else one.", "--num-processes", min=1)
+    ] = None,
+    watchdog: Annotated[
+        float, _option("Seconds without progress after which a worker is given up; 0: never.", "--watchdog", min=0)
+    ] = 1800.0,
+    update: Annotated[
+        bool, _option("Reuse the vectors of the output as it is; embed only new and changed texts.", "--update")
+    ] = False,
+    fresh: Annotated[bool, _option("Throw away what an interrupted run left, and start over.", "--fresh")] = False,
     text_column: Annotated[
         str, _option("The column to embed; doc.text is a path into objects.", "--text-column")
     ] = "text",
@@ -91,8 +105,10 @@ def encode(
 
     Example: embedcli encode corpus.parquet --role passage
 
-    Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 73 output can't be created; 74 disk
-    full; 75 output locked; 78 model or template unusable.
+    A run that was interrupted is continued by the same command.
+
+    Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 69 workers or device lost; 73 output
+    can't be created; 74 disk full; 75 output locked; 78 model or template unusable, or another recipe than before.
     """
     from embedcli import job as jobs
     from embedcli import registry, sources
@@ -100,10 +116,12 @@ def encode(
 
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
+    _check_together(update, fresh, output)
     found = sources.find(inputs)
     path = output if output is not None else _default_output(inputs, found, role)
     output_options = OutputOptions(
-        path=path,
+        path=path.rstrip("/") or path,
+        directory=path != STDOUT and (path.endswith("/") or Path(path).is_dir()),
         format=_format(path, format),
         rejects=_rejects_path(path, on_error, rejects),
         embedding_column=embedding_column,
@@ -130,9 +148,16 @@ def encode(
             on_error=on_error,
         ),
         output=output_options,
-        run=RunOptions(device=device, dtype=dtype, batch_tokens=batch_tokens),
+        run=RunOptions(device, dtype, batch_tokens, num_processes, update, fresh, watchdog),
     )
     return _run(job, quiet, report)
+
+
+def _check_together(update: bool, fresh: bool, output: str | None) -> None:
+    if update and fresh:
+        raise UsageError("--update and --fresh exclude each other", "without both, everything is embedded anew")
+    if update and output == STDOUT:
+        raise UsageError("--update needs an output to update: -o - has none")
 
 
 def _warn(template: str | None, family: "Family | None", dim: int | None) -> None:
@@ -154,6 +179,8 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
 
     with console.watching(quiet) as watcher:
         summary = jobs.run(job, watcher, sys.stdout.buffer if job.output.path == STDOUT else None)
+    if summary is None:  # a higher rank: rank 0 speaks for all
+        return EXIT_OK
     if report is not None:
         _write_report(Path(report), summary)
     if not quiet:
@@ -203,4 +230,4 @@ def _rejects_path(path: str, on_error: OnError, wanted: str | None) -> str | Non
         return None
     if wanted is None and path == STDOUT:
         raise UsageError("with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl")
-    return wanted or f"{path}.rejects.jsonl"
+    return wanted or f"{path.rstrip('/')}.rejects.jsonl"

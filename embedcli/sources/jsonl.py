@@ -4,6 +4,7 @@ Lines end at \\n and nowhere else; every bad row is found in the planning pass, 
 (pyarrow.json turns date-like strings into timestamps and long ids into floats, and one bad line ends the file.)
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -122,11 +123,14 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     kinds: dict[str, columns.Kind] = {}
     fields_seen: set[str] = set()
     late_marks = 0
+    digest = hashlib.blake2b(digest_size=16)
     for index, file in enumerate(files):
         with open(file.path, "rb", buffering=2**20) as stream:
             for lines in _units_of_lines(stream, unit_bytes, options.max_row_bytes):
                 if lines[0].offset == 0:
                     _refuse_other_shapes(lines, file, options.max_row_bytes)
+                for line in lines:
+                    digest.update(line.content or b"")
                 parsed = _parse_lines(lines, file, options)
                 stop_at_first(parsed.rejects, options.on_error)
                 kinds = columns.join_columns(kinds, _kinds(parsed.rows, options))
@@ -140,7 +144,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     schema, json_columns, notes = columns.schema_of(kinds)
     if late_marks:
         notes += (f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",)
-    return Corpus(tuple(files), tuple(units), schema, json_columns, notes)
+    return Corpus(tuple(files), tuple(units), schema, json_columns, notes, digest.hexdigest())
 
 
 def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, columns.Kind]:

@@ -1,5 +1,8 @@
 """Parquet into units of records: row ranges of one schema, read forwards, page checksums verified."""
 
+import bisect
+import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -25,6 +28,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     """
     units: list[Unit] = []
     schema: pa.Schema | None = None
+    digest = hashlib.blake2b(digest_size=16)
     for index, file in enumerate(files):
         opened = _open(file)
         _check_counts(file, opened.metadata)
@@ -36,7 +40,17 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
         for start, stop in _ranges(opened.metadata, options.text_column, unit_bytes):
             units.append(Unit(index, start, stop, start + 1, stop - start))
         opened.close()
-    return Corpus(tuple(files), tuple(units), schema)
+        digest.update(_footer(file))
+    return Corpus(tuple(files), tuple(units), schema, digest=digest.hexdigest())
+
+
+def _footer(file: InputFile) -> bytes:
+    """The bytes of a file's footer: sizes and places of all pages, least and greatest values."""
+    with open(file.path, "rb") as stream:
+        stream.seek(-8, os.SEEK_END)
+        size = int.from_bytes(stream.read(4), "little")
+        stream.seek(-8 - size, os.SEEK_END)
+        return stream.read(size)
 
 
 def _open(file: InputFile) -> pq.ParquetFile:
@@ -169,19 +183,23 @@ def _columns_to_read(schema: pa.Schema, options: InputOptions) -> list[str]:
 
 
 class _Cursor:
-    """Reads row ranges of one file forwards; rows in between are passed over."""
+    """Reads row ranges of one file forwards; row groups in between are jumped over, rows in between passed over."""
 
     def __init__(self, file: InputFile, columns: list[str]) -> None:
         self.file, self.row = file, 0
         self._opened = _open(file)
         self._columns = columns
+        metadata = self._opened.metadata
+        sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self._firsts = list(itertools.accumulate(sizes, initial=0))[:-1]
         self._batches: Iterator[pa.RecordBatch] | None = None
         self._rest: pa.RecordBatch | None = None
 
     def read(self, start: int, stop: int) -> pa.Table:
         """The rows [start, stop) as a table, fewer where the file ends early."""
-        if self._batches is None:
-            self._batches = self._from(start)
+        group = max(0, bisect.bisect_right(self._firsts, start) - 1)
+        if self._batches is None or self._firsts[group] > self.row:
+            self._batches, self._rest, self.row = self._from(group), None, self._firsts[group]
         taken: list[pa.RecordBatch] = []
         while self.row < stop:
             batch = self._rest if self._rest is not None else self._next()
@@ -195,13 +213,8 @@ class _Cursor:
             self.row += used
         return pa.Table.from_batches(taken) if taken else self._opened.schema_arrow.empty_table()
 
-    def _from(self, start: int) -> Iterator[pa.RecordBatch]:
-        """Batches from the row group that holds `start`."""
-        metadata, group = self._opened.metadata, 0
-        while group < metadata.num_row_groups and self.row + metadata.row_group(group).num_rows <= start:
-            self.row += metadata.row_group(group).num_rows
-            group += 1
-        groups = list(range(group, metadata.num_row_groups))
+    def _from(self, group: int) -> Iterator[pa.RecordBatch]:
+        groups = list(range(group, self._opened.metadata.num_row_groups))
         batches: Iterator[pa.RecordBatch] = self._opened.iter_batches(
             _BATCH_ROWS, row_groups=groups, columns=self._columns, use_threads=True
         )

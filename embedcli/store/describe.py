@@ -89,7 +89,4 @@ def _values(table: pa.Table, name: str) -> Any:
 def _hashes(table: pa.Table, name: str) -> npt.NDArray[Any] | None:
     if name not in table.column_names or not pa.types.is_fixed_size_binary(table.column(name).type):
         return None
-    column = table.column(name).combine_chunks()
-    width = column.type.byte_width
-    raw = np.frombuffer(column.buffers()[1] or b"", dtype=f"V{width}")
-    return raw[column.offset : column.offset + len(column)]
+    return parts.hashes_of(table.column(name))

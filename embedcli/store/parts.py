@@ -6,6 +6,7 @@ Every page has a checksum: without it one flipped bit reads back as another vect
 import json
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,13 @@ FORMAT_VERSION = 1
 METADATA_KEY = b"embedcli"
 _VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _HASH_TYPE = pa.binary(16)
+# The number formats that a model's weights may have had.
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def part_name(index: int) -> str:
+    """The file name of a unit's part."""
+    return f"part-{index:06d}.parquet"
 
 
 def own_columns(name: str) -> tuple[str, str, str, str]:
@@ -44,36 +52,56 @@ def output_schema(carried: pa.Schema, dim: int, options: OutputOptions) -> pa.Sc
     return pa.schema([*carried, *(pa.field(name, kind) for name, kind in zip(names, types, strict=True))])
 
 
-def assemble(
-    carried: pa.Table,
-    schema: pa.Schema,
-    vectors: npt.NDArray[np.float32],
-    hashes: bytes,
-    tokens: npt.NDArray[np.int32],
-    truncated: npt.NDArray[np.bool_],
-) -> pa.Table:
-    """A table of carried columns and ours: vectors float32 [n, dim], hashes 16 n bytes, tokens and truncated [n]."""
+@dataclass(frozen=True)
+class Own:
+    """The values of our columns for n rows.
+
+    vectors: float32 [n, dim]; hashes: 16-byte voids [n]; tokens: int32 [n]; truncated: bool [n].
+    """
+
+    vectors: npt.NDArray[np.float32]
+    hashes: npt.NDArray[Any]
+    tokens: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+
+
+def nothing(hashes: npt.NDArray[Any], dim: int) -> Own:
+    """Room for the values of n rows: zeros."""
+    count = len(hashes)
+    return Own(np.zeros((count, dim), np.float32), hashes, np.zeros(count, np.int32), np.zeros(count, np.bool_))
+
+
+def assemble(carried: pa.Table, schema: pa.Schema, own: Own) -> pa.Table:
+    """A table of the carried columns and ours."""
     vector_type = schema.field(len(schema) - 4).type
     numbers = np.float16 if pa.types.is_float16(vector_type.value_type) else np.float32
     ours = [
-        pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1).astype(numbers)), vector_type.list_size),
-        pa.FixedSizeBinaryArray.from_buffers(_HASH_TYPE, len(vectors), [None, pa.py_buffer(hashes)]),
-        pa.array(tokens),
-        pa.array(truncated),
+        pa.FixedSizeListArray.from_arrays(
+            pa.array(own.vectors.reshape(-1).astype(numbers, copy=False)), vector_type.list_size
+        ),
+        pa.FixedSizeBinaryArray.from_buffers(
+            _HASH_TYPE, len(own.hashes), [None, pa.py_buffer(np.ascontiguousarray(own.hashes))]
+        ),
+        pa.array(own.tokens),
+        pa.array(own.truncated),
     ]
     return pa.table([*carried.columns, *ours], schema=schema)
 
 
-def write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table]) -> int:
-    """Write a new Parquet file durably and read it back; gives its rows.
+def write(
+    path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table], durable: bool = True
+) -> int:
+    """Write a new Parquet file, durably and read back unless that isn't wanted; gives its rows.
 
     Raises StorageError where the disk is full, or what is read differs in rows or checksums.
     `path` must be a name nobody reads: on an exception pyarrow writes a valid footer over half a file.
     """
     try:
-        rows = _write(path, schema, provenance, tables)
+        rows = _write(path, schema, provenance, tables, durable)
     except OSError as error:
         raise from_os_error(error, str(path)) from None  # pyarrow's own doesn't say where
+    if not durable:
+        return rows
     try:
         found = sum(len(table) for table in read_tables(path))
     except DataError as error:  # our own file, not the user's data
@@ -83,7 +111,7 @@ def write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Ite
     return rows
 
 
-def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table]) -> int:
+def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table], durable: bool) -> int:
     rows = 0
     full = schema.with_metadata({METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()})
     vector = schema.names[-4]
@@ -100,7 +128,8 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
                 writer.write_table(table, row_group_size=len(table))
                 rows += len(table)
         stream.flush()
-        os.fsync(stream.fileno())
+        if durable:
+            os.fsync(stream.fileno())
     return rows
 
 
@@ -140,10 +169,28 @@ def read_tables(path: Path | str, columns: list[str] | None = None) -> Iterator[
     """The file's row groups as tables, in order. Raises DataError where a page is damaged."""
     with open_file(path) as file:
         for group in range(file.metadata.num_row_groups):
-            try:
-                yield file.read_row_group(group, columns=columns)
-            except (pa.ArrowException, OSError, ValueError) as error:
-                raise DataError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+            yield read_group(file, path, group, columns)
+
+
+def read_group(file: pq.ParquetFile, path: Path | str, group: int, columns: list[str] | None = None) -> pa.Table:
+    """One row group of an opened file. Raises DataError where a page is damaged."""
+    try:
+        return file.read_row_group(group, columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged: {' '.join(str(error).split())}") from None
+
+
+def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """A vector column without missing values as float32 [n, dim]."""
+    numbers = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return numbers.reshape(-1, column.type.list_size)
+
+
+def hashes_of(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """A column of fixed-size binary values as voids [n]."""
+    array = column.combine_chunks()
+    raw = np.frombuffer(array.buffers()[1] or b"", dtype=f"V{array.type.byte_width}")
+    return raw[array.offset : array.offset + len(array)]
 
 
 def provenance_of(file: pq.ParquetFile) -> dict[str, Any] | None:
@@ -154,7 +201,11 @@ def provenance_of(file: pq.ParquetFile) -> dict[str, Any] | None:
     raw = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
     if raw is None:
         return None
-    provenance: dict[str, Any] = json.loads(raw)
+    return checked(json.loads(raw))
+
+
+def checked(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Provenance of a format that this embedcli knows. Raises DataError where it is another."""
     if provenance.get("format_version") != FORMAT_VERSION:
         raise DataError(
             f"written in format version {provenance.get('format_version')}, this embedcli reads {FORMAT_VERSION}"

@@ -1,57 +1,117 @@
-"""The staging directory beside an output: its lock, its parts, and publishing under the visible name.
+"""The staging directory beside an output: its lock, the finished parts it keeps, and what only one run needs.
 
-Nothing half-made is ever visible: files are written under names in staging, checked, and renamed.
+    .<output name>.embedcli/
+        signature      the input that the parts belong to
+        output/        durable parts: a dataset directory once it is renamed
+        rejected/      per unit, the rows that the model gave no vector for
+        earlier/       parts of an input that has changed since: their vectors are looked up
+        attempts/      per unit, how often it was begun and not finished
+        run-<token>/   of one run: spooled inputs, unfinished parts, claims
+
+Nothing half-made is ever visible: files are written in the run's directory, checked, and renamed.
 """
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from embedcli.errors import AccessError, LockedError, OutputError, from_os_error
+from embedcli.errors import AccessError, EmbedcliError, LockedError, OutputError, from_os_error
 from embedcli.store import parts
+
+MANIFEST = "_embedcli.json"
+_KEPT = ("output", "rejected", "earlier", "attempts")
 
 
 @dataclass(frozen=True)
 class Staging:
-    """An open staging directory: holds the output's lock."""
+    """An open staging directory. `output` is None where the vectors go to a stream."""
 
     path: Path
-    output: Path
-
-    def part(self, index: int) -> Path:
-        """The name of a part once it is durable."""
-        return self.path / f"part-{index:06d}.parquet"
+    output: Path | None
+    token: str
 
     @property
-    def parts(self) -> list[Path]:
-        """The durable parts, in order."""
-        return sorted(self.path.glob("part-*.parquet"))
+    def run(self) -> Path:
+        """What only this run needs."""
+        return self.path / f"run-{self.token}"
+
+    @property
+    def parts(self) -> Path:
+        """The directory of durable parts."""
+        return self.path / "output"
+
+    @property
+    def earlier(self) -> Path:
+        """The directory of parts that belong to the input as it was before."""
+        return self.path / "earlier"
+
+    def part(self, index: int) -> Path:
+        """The name of a unit's part once it is durable."""
+        return self.parts / parts.part_name(index)
+
+    def rejected(self, index: int) -> Path:
+        """The file of a unit's rows that the model gave no vector for."""
+        return self.path / "rejected" / f"{index:06d}.json"
+
+    def attempts(self, index: int) -> Path:
+        """The file that counts how often a unit was begun."""
+        return self.path / "attempts" / f"{index:06d}"
+
+    def unfinished(self) -> Path:
+        """A new name for a file that is being written; nobody else's."""
+        return self.run / f"{secrets.token_hex(8)}.tmp"
+
+    @property
+    def finished(self) -> int:
+        """How many parts are kept."""
+        return sum(1 for folder in (self.parts, self.earlier) for _ in folder.glob("part-*.parquet"))
+
+    def adopt(self, signature: str) -> None:
+        """Say which input the parts belong to from now on; parts of another one are set aside for lookups."""
+        recorded = self.path / "signature"
+        with contextlib.suppress(FileNotFoundError):
+            if recorded.read_text() == signature:
+                return
+        for part in sorted(self.parts.iterdir()):
+            os.rename(part, self.earlier / f"{part.stem}.{secrets.token_hex(4)}{part.suffix}")
+        sync(self.earlier)
+        for folder in ("rejected", "attempts"):
+            _clear(self.path / folder)
+        write_durably(self.unfinished(), recorded, signature.encode())
 
 
-def check_output(output: Path, inputs: Sequence[str]) -> None:
-    """Refuse early what can't be published: a folder, an input's own name, a file that is not ours.
+def check_output(output: Path, inputs: Sequence[str], directory: bool = False) -> None:
+    """Refuse early what can't be published: an input's own name, a file or folder that is not ours.
 
-    Raises OutputError; takes no time and needs no model.
+    Raises OutputError, AccessError; takes no time and needs no model.
     """
     if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
         raise AccessError(f"{output}: its folder can't be written")
-    if output.is_dir():
-        raise OutputError(f"{output}: is a directory", "name a file, such as out.parquet")
-    if output.suffix.lower() in (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".txt"):
+    if directory and output.exists() and not output.is_dir():
+        raise OutputError(f"{output}: is a file, and a directory was asked for", "remove it, or choose another name")
+    suffixes = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".txt")
+    if not directory and output.suffix.lower() in suffixes:
         raise OutputError(f"{output}: files are written as Parquet", f"-o - --format jsonl > {output.name}")
     if not output.exists():
         return
-    if any(os.path.samefile(name, output) for name in inputs if os.path.exists(name)):
-        raise OutputError(f"{output}: is one of the inputs", "choose another name with -o")
-    if not _is_ours(output):
+    if any(_holds(output, name) for name in inputs if os.path.exists(name)):
+        raise OutputError(f"{output}: is or holds one of the inputs", "choose another name with -o")
+    if not is_ours(output):
         raise OutputError(
             f"{output}: exists and was not written by embedcli", "remove it, or choose another name with -o"
         )
+
+
+def _holds(output: Path, name: str) -> bool:
+    return os.path.samefile(name, output) or (output.is_dir() and output.resolve() in Path(name).resolve().parents)
 
 
 def check_folder(path: Path) -> None:
@@ -64,7 +124,10 @@ def check_folder(path: Path) -> None:
         raise AccessError(f"{path}: its folder can't be written")
 
 
-def _is_ours(path: Path) -> bool:
+def is_ours(path: Path) -> bool:
+    """Did embedcli write this file or directory? An empty directory may be taken, too."""
+    if path.is_dir():
+        return (path / MANIFEST).is_file() or not any(path.iterdir())
     try:
         with parts.open_file(path) as file:
             return parts.METADATA_KEY in (file.schema_arrow.metadata or {})
@@ -72,20 +135,51 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def open_staging(output: Path) -> Iterator[Staging]:
-    """Create and lock the staging directory of an output; it is removed when the block ends.
+def place_of(output: Path) -> Path:
+    """The staging directory of an output."""
+    return output.parent / f".{output.name}.embedcli"
 
+
+@contextlib.contextmanager
+def open_staging(output: Path, token: str, fresh: bool = False) -> Iterator[Staging]:
+    """Lock an output's staging directory, made if need be; `fresh` throws away what an interrupted run left.
+
+    It is removed when the block ends, unless the block raises and finished parts are in it.
     Raises LockedError where another run holds it, OutputError or AccessError where it can't be created.
     """
-    path = output.parent / f".{output.name}.embedcli"
+    path = place_of(output)
     lock = _lock(path, output)
+    stage = Staging(path, output, token)
     try:
-        _clear(path)  # left by a run that was killed
-        yield Staging(path, output)
-    finally:
+        try:
+            _prepare(stage, fresh)
+            yield stage
+        except BaseException:
+            shutil.rmtree(stage.run if stage.finished else path, ignore_errors=True)
+            raise
         shutil.rmtree(path, ignore_errors=True)
+    finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
+    """A staging directory for a stream: nothing outlives the run."""
+    stage = Staging(directory, None, token)
+    _prepare(stage, fresh=True)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _prepare(stage: Staging, fresh: bool) -> None:
+    for name in os.listdir(stage.path):
+        if fresh or name not in (*_KEPT, "signature"):  # what a run that was killed left
+            _remove(stage.path / name)
+    for name in (*_KEPT, stage.run.name):
+        (stage.path / name).mkdir(mode=0o777 if name == "output" else 0o700, exist_ok=True)
+    sync(stage.path)
 
 
 def _lock(path: Path, output: Path) -> int:
@@ -115,7 +209,7 @@ def _lock(path: Path, output: Path) -> int:
         os.close(lock)  # its holder removed the directory between our opening and locking it
 
 
-def _cannot_create(path: Path, error: OSError) -> Exception:
+def _cannot_create(path: Path, error: OSError) -> EmbedcliError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
         return from_os_error(error, str(path))
     if error.errno == errno.ENOENT:
@@ -123,10 +217,28 @@ def _cannot_create(path: Path, error: OSError) -> Exception:
     return OutputError(f"{path}: can't be created: {error.strerror}", "choose another name with -o")
 
 
+def remove_leftovers(path: Path) -> tuple[int, int]:
+    """Remove a staging directory that no run holds; gives the finished parts and the bytes that were in it.
+
+    Raises LockedError where a run holds it, AccessError where it belongs to another user.
+    """
+    lock = _lock(path, path)
+    try:
+        finished = Staging(path, None, "").finished
+        size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+        shutil.rmtree(path)
+    finally:
+        os.close(lock)
+    return finished, size
+
+
 def _clear(path: Path) -> None:
     for name in os.listdir(path):
-        entry = path / name
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        _remove(path / name)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def sync(path: Path) -> None:
@@ -142,3 +254,17 @@ def move(source: Path, target: Path) -> None:
     """Rename a file whose content is durable, durably."""
     os.rename(source, target)
     sync(target.parent)
+
+
+def write_durably(unfinished: Path, target: Path, content: bytes) -> None:
+    """Write a small file under its name, whole and durable, or not at all."""
+    with open(unfinished, "xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    move(unfinished, target)
+
+
+def write_json(unfinished: Path, target: Path, value: Any) -> None:
+    """Write a JSON file under its name, whole and durable, or not at all."""
+    write_durably(unfinished, target, json.dumps(value, ensure_ascii=False).encode() + b"\n")

@@ -1,0 +1,84 @@
+"""A run: plan the corpus, have its units done, account for every row, publish.
+
+Wires the layers together. Knows no option parser, no terminal, no tensor.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from embedcli import launch
+from embedcli.config import STDOUT, OutputOptions
+from embedcli.errors import UsageError
+from embedcli.job import hands, planning
+from embedcli.job.publishing import Outcome
+from embedcli.job.summary import Counts, Job, Summary, Watcher, timed
+from embedcli.store import staging
+
+__all__ = ["Counts", "Job", "Summary", "Watcher", "check_output", "run"]
+
+
+def check_output(output: OutputOptions, inputs: Sequence[str], report: str | None = None) -> None:
+    """See that all files could be written, before time goes into a model. Raises OutputError, AccessError."""
+    if output.path != STDOUT:
+        staging.check_output(Path(output.path), inputs, output.directory)
+    for beside in (output.rejects, report):
+        if beside is not None:
+            staging.check_folder(Path(beside))
+
+
+def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary | None:
+    """Encode the corpus and publish its vectors; `stdout` takes them where the output is `-`.
+
+    Raises the errors of errors.py. Until the run is through, nothing is visible under the output's name; what is
+    finished when it ends early is kept, and the same job continues from there. Gives nothing in a process of a higher
+    rank, which only lends a hand.
+    """
+    world = launch.join(job.run)
+    if world.size > 1 and job.output.path == STDOUT:
+        raise UsageError("-o - can't be written by several ranks", "name a file or a directory that all of them see")
+    if world.rank > 0:
+        hands.assist(job, world)
+        return None
+    summary = Summary(job.output.path, job.recipe, job.template.origin, update=job.run.update)
+    with timed(summary.seconds, "total"), _open_stage(job, world) as stage:
+        try:
+            _through(job, stage, world, watcher, summary, stdout)
+        except BaseException as error:
+            if stage.output is not None and (kept := stage.finished):
+                error.add_note(f"{kept} finished units are kept: the same command continues from there")
+            raise
+    return summary
+
+
+def _through(
+    job: Job,
+    stage: staging.Staging,
+    world: launch.World,
+    watcher: Watcher,
+    summary: Summary,
+    stdout: BinaryIO | None,
+) -> None:
+    """From the input to the published output."""
+    watcher.stage("reading the input")
+    with timed(summary.seconds, "planning"):
+        shop = planning.plan(job, stage, watcher)
+    summary.counts.rows_in = shop.corpus.rows
+    watcher.begin(shop.corpus.rows)
+    outcome = Outcome(shop, watcher, summary, stdout)
+    hands.do_units(shop, world, watcher, outcome)
+    with timed(summary.seconds, "publishing"):
+        outcome.publish()
+
+
+@contextlib.contextmanager
+def _open_stage(job: Job, world: launch.World) -> Iterator[staging.Staging]:
+    """A directory of this run's own; locks the output where that is a file or a directory."""
+    if job.output.path == STDOUT:
+        with staging.open_temporary(Path(tempfile.mkdtemp(prefix="embedcli-")), world.token) as stage:
+            yield stage
+    else:
+        with staging.open_staging(Path(job.output.path), world.token, job.run.fresh) as stage:
+            yield stage

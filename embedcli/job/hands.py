@@ -1,0 +1,100 @@
+"""Who does the units: this process, a crew of workers on this machine, or the ranks of a launcher."""
+
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from embedcli import encoder, launch
+from embedcli.job import crew
+from embedcli.job.publishing import Outcome
+from embedcli.job.summary import Job, Watcher
+from embedcli.job.unit import Workshop
+from embedcli.job.work import load_model, watchdog, work_through
+from embedcli.store import staging
+from embedcli.store.claims import Board
+
+_POLL_SECONDS = 0.2
+
+
+def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Outcome) -> None:
+    """Have all units done. This process begins; once a model is wanted on several devices, a crew goes on.
+
+    So a run with nothing to encode starts no worker and loads no model. Raises what a unit raises, DeviceError.
+    """
+    job, board = shop.job, Board(shop.stage, _name(world), outcome.advance)
+    suspects = {index for index in outcome.units if crew.is_suspect(board, index)}
+    # Units without a part first: if a model is wanted, it is wanted soon.
+    units = sorted(set(outcome.units) - suspects, key=lambda index: (shop.stage.part(index).exists(), index))
+
+    @cache
+    def devices() -> list[str]:
+        return launch.devices(job.run, job.checkpoint.is_hash, world)
+
+    @cache
+    def load() -> encoder.Encoder | None:
+        if len(devices()) > 1:
+            return None
+        watcher.stage(f"loading {job.checkpoint.files.id}")
+        model = load_model(job, devices()[0])
+        watcher.stage("encoding")
+        return model
+
+    if world.size > 1:
+        _ = shop.known  # its index is built once, for all ranks
+        crew.save_work(shop, units)
+    on_done = outcome.send_ready if world.size == 1 else outcome.show
+    with watchdog(board, job.run.watchdog, watcher.warn):
+        through = work_through(shop, board, units, load, outcome.look_at, on_done)
+    while world.size > 1 and _wait_for_others(units, board, job.run.watchdog, watcher, outcome):
+        work_through(shop, board, units, load, outcome.look_at, on_done)
+    if not through or suspects:
+        load.cache_clear()
+        team = crew.Crew(shop, board, units, devices(), watcher, outcome.show, suspects)
+        team.run()
+        outcome.summary.workers, outcome.summary.restarts = len(devices()), team.restarts
+    if world.size > 1:
+        outcome.summary.workers = world.size
+
+
+def assist(job: Job, world: launch.World) -> None:
+    """As a higher rank: wait for rank 0's plan, and do units until none is left to claim."""
+    output = Path(job.output.path)
+    stage = staging.Staging(staging.place_of(output), output, world.token)
+    while (work := crew.read_work(stage, job)) is None:
+        time.sleep(_POLL_SECONDS)
+    shop, units = work
+    board = Board(stage, _name(world))
+    try:
+        with watchdog(board, job.run.watchdog, lambda message: None):
+            work_through(
+                shop, board, units, lambda: load_model(job, launch.devices(job.run, job.checkpoint.is_hash, world)[0])
+            )
+    except Exception as error:
+        board.fail(crew.as_failure(error))
+        raise
+
+
+def _wait_for_others(units: Sequence[int], board: Board, limit: float, watcher: Watcher, outcome: Outcome) -> bool:
+    """Wait until all units are done: False; or until one is free again, whose rank shows no progress: True."""
+    moves: dict[str, tuple[int, float]] = {}
+    while left := set(units) - board.done():
+        for failure in board.failures():
+            raise crew.restored(failure)
+        if any(not board.holder(index) for index in left):
+            return True
+        now, beats = time.monotonic(), board.beats()
+        watcher.workers(beats)
+        outcome.show()
+        for beat in beats:
+            if moves.setdefault(beat.worker, (beat.moves, now))[0] != beat.moves:
+                moves[beat.worker] = (beat.moves, now)
+            elif 0 < limit < now - moves[beat.worker][1]:
+                for index in board.claimed_by(beat.worker):
+                    board.release(index)
+        time.sleep(_POLL_SECONDS)
+    return False
+
+
+def _name(world: launch.World) -> str:
+    return f"rank-{world.rank}"

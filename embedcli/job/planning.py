@@ -1,0 +1,103 @@
+"""What there is to do: the corpus in units, and what lies on disk already that may be reused."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from embedcli import sources
+from embedcli.errors import DataError
+from embedcli.job import provenance
+from embedcli.job.summary import Job, Watcher
+from embedcli.job.unit import Workshop
+from embedcli.records import Corpus
+from embedcli.store import parts, publish, reuse, staging
+
+
+def plan(job: Job, stage: staging.Staging, watcher: Watcher) -> Workshop:
+    """Cut the corpus into units and find the vectors on disk; a run with `--dtype auto` goes on in their dtype.
+
+    Raises ConfigurationError where those are of another recipe, and what `sources.plan` raises.
+    """
+    found = _check_recipes(job, stage)
+    if job.run.dtype == "auto" and (dtypes := {one["dtype"] for one in found if one["dtype"] in parts.DTYPES}):
+        job = replace(job, run=replace(job.run, dtype=sorted(dtypes)[0]))
+    corpus = sources.plan(job.inputs, job.input, stage.run)
+    for note in corpus.notes:
+        watcher.warn(note)
+    if corpus.rows < job.output.min_rows:
+        raise DataError(f"the input has {corpus.rows} rows, fewer than --min-rows {job.output.min_rows}")
+    stage.adopt(_signature(corpus, job))
+    previous = reuse.blocks_of(Path(job.output.path)) if has_previous(job) else []
+    earlier = [block for part in sorted(stage.earlier.iterdir()) for block in _blocks_if_sound(part)]
+    return Workshop(job, corpus, stage, previous, _candidates(corpus, previous, job), earlier)
+
+
+def _check_recipes(job: Job, stage: staging.Staging) -> list[Mapping[str, Any]]:
+    """The provenance of what an interrupted run left, and of the output as it was: both of this run's recipe."""
+    found: list[Mapping[str, Any]] = []
+    for part in (part for folder in (stage.parts, stage.earlier) for part in sorted(folder.iterdir())):
+        said = _provenance_if_sound(part)
+        if said is not None:
+            hint = "--fresh throws away what it left; or repeat its options to continue it"
+            provenance.check_same(said, job, f"{stage.path}: left by an interrupted run", hint)
+            found.append(said)
+            break
+    if has_previous(job):
+        path = Path(job.output.path)
+        before = previous_provenance(path)
+        provenance.check_same(before, job, f"{path}: can't be updated", "without --update everything is embedded anew")
+        found.append(before)
+    return found
+
+
+def previous_provenance(path: Path) -> Mapping[str, Any]:
+    """What an output says of its making. Raises DataError where it says nothing."""
+    if path.is_dir():
+        return publish.manifest_of(path)
+    with parts.open_file(path) as file:
+        said = parts.provenance_of(file)
+    if said is None:
+        raise DataError(f"{path}: was not written by embedcli")
+    return said
+
+
+def has_previous(job: Job) -> bool:
+    """Is there an output that this run is to update?"""
+    path = Path(job.output.path)
+    return job.run.update and (path.is_file() or (path / staging.MANIFEST).is_file())
+
+
+def _provenance_if_sound(part: Path) -> dict[str, Any] | None:
+    try:
+        with parts.open_file(part) as file:
+            return parts.provenance_of(file)
+    except (DataError, OSError, ValueError, KeyError):
+        return None
+
+
+def _blocks_if_sound(part: Path) -> list[reuse.Block]:
+    """The row groups of a part in staging; none where it is damaged: its rows are done again."""
+    try:
+        blocks = reuse.blocks_of(part)
+        shelf = reuse.Shelf()
+        return [block for block in blocks if len(shelf.own(block).tokens) == block.rows]
+    except (DataError, OSError):
+        return []
+
+
+def _signature(corpus: Corpus, job: Job) -> str:
+    """16 hex digits over the input and how it is read: do parts belong to it? What is in them, their hashes say."""
+    options = (job.input.text_column, job.input.columns, job.input.fields, job.output.embedding_column)
+    schema = [(field.name, str(field.type)) for field in corpus.schema]
+    return hashlib.sha256(repr((corpus.digest, corpus.units, schema, options)).encode()).hexdigest()[:16]
+
+
+def _candidates(corpus: Corpus, previous: Sequence[reuse.Block], job: Job) -> dict[int, int]:
+    """For each unit the row group of the earlier output that would be its own if nothing changed."""
+    units = [index for index, unit in enumerate(corpus.units) if unit.rows]
+    if Path(job.output.path).is_dir():
+        by_name = {block.path.name: number for number, block in enumerate(previous)}
+        return {index: by_name[name] for index in units if (name := parts.part_name(index)) in by_name}
+    return dict(zip(units, range(len(previous)), strict=False))

@@ -1,0 +1,157 @@
+"""Who works on what: files in a run's directory, so that processes and machines need nothing but the shared folder.
+
+A claim is a file made with O_EXCL: one maker wins. What became of a unit, and what a worker is at, are files renamed
+into place. None of this outlives the run; what must, is in the parts.
+"""
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from embedcli.store.staging import Staging
+
+_BEAT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker says of itself; a new number of moves means that it lives.
+
+    rows and tokens are those of its unit so far, moves count what it has done since it started.
+    """
+
+    worker: str
+    device: str = ""
+    stage: str = "starting"
+    unit: int | None = None
+    rows: int = 0
+    tokens: int = 0
+    moves: int = 0
+
+
+@dataclass
+class Board:
+    """A run's claims, results and signs of life, as seen by one worker."""
+
+    stage: Staging
+    worker: str
+    on_advance: Callable[[int, int], None] | None = None
+    _beat: Beat = field(init=False)
+    _shown: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._beat = Beat(self.worker)
+        for folder in ("claims", "done", "beats", "failed"):
+            (self.stage.run / folder).mkdir(exist_ok=True)
+
+    def claim(self, index: int) -> bool:
+        """Take a unit, if nobody has; from here on it counts as begun."""
+        try:
+            with open(self._claim(index), "x") as stream:
+                stream.write(self.worker)
+        except FileExistsError:
+            return False
+        with open(self.stage.attempts(index), "a") as stream:
+            stream.write("x")
+        return True
+
+    def release(self, index: int) -> None:
+        """Give a unit back, whoever has it."""
+        self._claim(index).unlink(missing_ok=True)
+
+    def claimed_by(self, worker: str) -> list[int]:
+        """The units that a worker has taken and not finished."""
+        claims = (path for path in (self.stage.run / "claims").iterdir() if not self.is_done(int(path.name)))
+        return sorted(int(path.name) for path in claims if _read(path) == worker)
+
+    def holder(self, index: int) -> str:
+        """The worker that has taken a unit; empty where nobody has."""
+        return _read(self._claim(index))
+
+    def attempts(self, index: int) -> int:
+        """How often a unit was begun and not finished."""
+        return len(_read(self.stage.attempts(index)))
+
+    def forget_attempt(self, index: int) -> None:
+        """A unit was given up for a reason that doesn't lie in it."""
+        count = self.attempts(index)
+        self.stage.attempts(index).write_text("x" * max(0, count - 1))
+
+    def finish(self, index: int, result: dict[str, Any]) -> None:
+        """Say what became of a unit."""
+        self._put(self.stage.run / "done" / f"{index:06d}", result)
+        self.stage.attempts(index).unlink(missing_ok=True)
+
+    def is_done(self, index: int) -> bool:
+        """Is a unit finished?"""
+        return (self.stage.run / "done" / f"{index:06d}").exists()
+
+    def done(self) -> set[int]:
+        """The units that are finished."""
+        return {int(path.name) for path in (self.stage.run / "done").iterdir() if path.suffix != ".tmp"}
+
+    def result(self, index: int) -> dict[str, Any]:
+        """What became of a finished unit."""
+        found: dict[str, Any] = json.loads((self.stage.run / "done" / f"{index:06d}").read_bytes())
+        return found
+
+    def fail(self, failure: dict[str, Any]) -> None:
+        """Say why this worker can't go on."""
+        self._put(self.stage.run / "failed" / self.worker, failure)
+
+    def failures(self) -> list[dict[str, Any]]:
+        """Why workers can't go on."""
+        found = sorted(path for path in (self.stage.run / "failed").iterdir() if path.suffix != ".tmp")
+        return [json.loads(path.read_bytes()) for path in found]
+
+    @property
+    def moves(self) -> int:
+        """Grows with everything that this worker does."""
+        return self._beat.moves
+
+    def beat(self, **changes: Any) -> None:
+        """Show that this worker is at something else."""
+        self._beat = replace(self._beat, moves=self._beat.moves + 1, **changes)
+        self._show()
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """So many more rows of the unit are done. Shown at most five times a second."""
+        old = self._beat
+        self._beat = replace(old, rows=old.rows + rows, tokens=old.tokens + tokens, moves=old.moves + 1)
+        if time.monotonic() - self._shown > _BEAT_SECONDS:
+            self._show()
+        if self.on_advance is not None:
+            self.on_advance(rows, tokens)
+
+    def _show(self) -> None:
+        self._shown = time.monotonic()
+        self._put(self.stage.run / "beats" / self.worker, asdict(self._beat))
+
+    def beats(self) -> list[Beat]:
+        """What all workers say of themselves."""
+        found = []
+        for path in sorted((self.stage.run / "beats").iterdir()):
+            if path.suffix != ".tmp":
+                with contextlib.suppress(FileNotFoundError):
+                    found.append(Beat(**json.loads(path.read_bytes())))
+        return found
+
+    def _claim(self, index: int) -> Path:
+        return self.stage.run / "claims" / f"{index:06d}"
+
+    def _put(self, path: Path, value: Any) -> None:
+        unfinished = path.with_name(f"{path.name}.{self.worker}.tmp")
+        unfinished.write_text(json.dumps(value))
+        os.replace(unfinished, path)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

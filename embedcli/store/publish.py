@@ -1,0 +1,116 @@
+"""All at once under the visible name: a file by a rename, a directory by a rename or an exchange."""
+
+import ctypes
+import errno
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from embedcli.errors import DataError, OutputError
+from embedcli.records import Reject
+from embedcli.store import parts, staging
+from embedcli.store.reuse import Block, Shelf
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def publish_file(
+    stage: staging.Staging, schema: pa.Schema, provenance: dict[str, Any], blocks: Sequence[Block]
+) -> None:
+    """Join row groups into one file and rename it to the output's name. Raises StorageError, DataError."""
+    assert stage.output is not None
+    shelf, whole = Shelf(), stage.unfinished()
+    rows = parts.write(whole, schema, provenance, (shelf.table(block) for block in blocks))
+    if rows != sum(block.rows for block in blocks):
+        raise DataError(f"{stage.path}: {rows} rows were joined of {sum(block.rows for block in blocks)}")
+    staging.move(whole, stage.output)
+
+
+def publish_directory(
+    stage: staging.Staging, schema: pa.Schema, provenance: dict[str, Any], wanted: dict[str, int]
+) -> None:
+    """Put the directory of parts in the output's place; `wanted` gives the rows of each part by its name.
+
+    An existing directory is exchanged in one step, so that its name always leads to a whole one.
+    Raises OutputError where the file system can't exchange directories.
+    """
+    assert stage.output is not None
+    if not wanted:  # an empty corpus still has columns
+        parts.write(stage.parts / parts.part_name(0), schema, provenance, [])
+        wanted = {parts.part_name(0): 0}
+    for found in stage.parts.iterdir():
+        if found.name not in wanted:
+            found.unlink()
+    manifest = {**provenance, "parts": [{"file": name, "rows": rows} for name, rows in wanted.items()]}
+    staging.write_json(stage.unfinished(), stage.parts / staging.MANIFEST, manifest)
+    if stage.output.exists():
+        _exchange(stage.parts, stage.output)
+    else:
+        os.rename(stage.parts, stage.output)
+    staging.sync(stage.output.parent)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Swap two directories in one step (Linux, renameat2)."""
+    library = ctypes.CDLL(None, use_errno=True)
+    done = library.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    if done == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        raise OutputError(
+            f"{other}: this file system can't exchange directories", f"remove {other}, and run the same command again"
+        )
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def manifest_of(directory: Path) -> dict[str, Any]:
+    """What a dataset directory says of its making. Raises DataError where it is none of ours."""
+    try:
+        found = json.loads((directory / staging.MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{directory}: no readable {staging.MANIFEST}: {error}") from None
+    return parts.checked(found)
+
+
+def keep(source: Path, target: Path) -> None:
+    """A part that stays as it is, under another name: linked where the file system can, else copied."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+        staging.sync(target.parent)
+    except OSError:
+        unfinished = target.with_suffix(".tmp")
+        shutil.copyfile(source, unfinished)
+        with open(unfinished, "rb") as stream:
+            os.fsync(stream.fileno())
+        staging.move(unfinished, target)
+
+
+def write_rejects(rejects: Sequence[Reject], target: Path) -> None:
+    """Put rejected rows under a name, as JSON lines; without any, an older run's file is removed."""
+    if not rejects:
+        target.unlink(missing_ok=True)
+        return
+    # In the target's own folder: it may be on another file system than the output, where a rename doesn't reach.
+    unfinished = target.with_name(f".{target.name}.tmp")
+    unfinished.unlink(missing_ok=True)
+    lines = (json.dumps({k: v for k, v in _as_dict(one).items() if v not in (None, "")}) for one in rejects)
+    staging.write_durably(unfinished, target, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _as_dict(reject: Reject) -> dict[str, Any]:
+    return {
+        "file": reject.file,
+        reject.place: reject.number,
+        "offset": reject.offset,
+        "code": reject.fault.code,
+        "reason": reject.fault.reason,
+        "excerpt": reject.excerpt,
+    }
