@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from embedcli.job import Summary
+    from embedcli.job import Preview, Summary
     from embedcli.store.claims import Beat
 
 _PLAIN_SECONDS = 30.0
@@ -220,6 +220,33 @@ def watching(quiet: bool) -> Iterator[_Silent]:
             yield _Bar(progress)
         finally:
             progress.stop()
+
+
+def size(count: int) -> str:
+    """A number of bytes as people say it."""
+    value, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 1000 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{value:,.0f} {unit}" if unit == "bytes" else f"{value:,.1f} {unit}"
+
+
+def preview(run: "Preview") -> None:
+    """What a run would do."""
+    disk = "" if run.free_bytes is None else f", of {size(run.free_bytes)} free"
+    table(
+        [
+            ("output", run.output),
+            ("rows", f"{run.rows:,} in {run.units:,} units"),
+            ("unchanged", f"{run.unchanged:,} rows whose vector is on disk"),
+            ("to embed", f"{run.to_embed:,} texts, about {run.tokens:,} tokens (by {run.sampled:,} texts)"),
+            ("duplicates", f"{run.duplicates:,} rows repeat one of these texts"),
+            ("rejected", f"{run.rejected:,} rows, before a model has seen them"),
+            ("size", f"output up to {size(run.output_bytes)}"),
+            ("disk", f"up to {size(run.needed_bytes)} to write{disk}"),
+        ],
+        to_stdout=True,
+    )
 
 
 def duration(seconds: float) -> str:

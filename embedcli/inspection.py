@@ -48,8 +48,8 @@ def inspect(path: str, embedding_column: str | None = None) -> Inspection:
 
     Raises InputMissingError, DataError where it is damaged or has no column of vectors.
     """
-    if not Path(path).is_file():
-        raise InputMissingError(f"{path}: no such file")
+    if not Path(path).exists():
+        raise InputMissingError(f"{path}: no such file or folder")
     head = describe.head(path, embedding_column)
     norms, missing = [], 0
     tokens: list[np.ndarray] = []
@@ -68,7 +68,7 @@ def inspect(path: str, embedding_column: str | None = None) -> Inspection:
     finite = norm[np.isfinite(norm)]
     return Inspection(
         file=path,
-        bytes=Path(path).stat().st_size,
+        bytes=sum(Path(file).stat().st_size for file in describe.files_of(path)),
         rows=head.rows,
         columns=head.columns,
         embedding_column=head.embedding_column,

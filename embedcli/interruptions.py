@@ -7,6 +7,7 @@ a thread listens, too: the interpreter writes each signal's number to a pipe the
 import os
 import signal
 import threading
+from functools import cache
 from types import FrameType
 from typing import NoReturn
 
@@ -18,11 +19,16 @@ _GRACE_SECONDS = 8.0
 
 def watch() -> None:
     """From now on a signal raises Interrupted in the main thread; where that takes too long, the process ends."""
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    _start_listening()
+
+
+@cache
+def _start_listening() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    for number in SIGNALS:
-        signal.signal(number, _interrupt)
     threading.Thread(target=_listen, args=(reading,), name="interruptions", daemon=True).start()
 
 

@@ -106,7 +106,9 @@ def _accelerated(arguments: Sequence[str], device: str, threads: int) -> tuple[l
     where = ["--cpu"] if device == "cpu" else ["--gpu_ids", _visible(int(device.partition(":")[2] or 0))]
     plain = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     options = [*where, *plain, "--num_cpu_threads_per_process", str(threads), "-m", "embedcli.worker", *arguments]
-    command, environment = prepare_simple_launcher_cmd_env(launch_command_parser().parse_args(options))
+    wanted = launch_command_parser().parse_args(options)
+    wanted.use_cpu = device == "cpu"  # its own check of the options would set it
+    command, environment = prepare_simple_launcher_cmd_env(wanted)
     environment["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer's
     environment.pop("KMP_AFFINITY", None)  # it would bind every process to the same cores
     return command, environment

@@ -85,7 +85,11 @@ def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monk
 
 
 def test_one_run_at_a_time(tmp_path):
-    with staging.open_staging(tmp_path / "o", "t"), pytest.raises(LockedError), staging.open_staging(tmp_path / "o", "t"):
+    with (
+        staging.open_staging(tmp_path / "o", "t"),
+        pytest.raises(LockedError),
+        staging.open_staging(tmp_path / "o", "t"),
+    ):
         pass
     assert not list(tmp_path.iterdir())
 

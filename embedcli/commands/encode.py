@@ -14,7 +14,7 @@ from embedcli.config import STDIN, STDOUT, DType, Facts, InputOptions, OnError, 
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from embedcli.job import Job, Summary
+    from embedcli.job import Job
     from embedcli.registry import Family
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -98,6 +98,9 @@ def encode(
     binary_as_utf8: Annotated[
         bool, _option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
     ] = False,
+    dry_run: Annotated[
+        bool, _option("Embed nothing: show rows, tokens, what would be reused, and the disk it takes.", "--dry-run")
+    ] = False,
     report: Annotated[str | None, _option("Write the run's summary to this file, as JSON.", "--report")] = None,
     quiet: Annotated[bool, _option("No progress and no summary; warnings and errors only.", "--quiet", "-q")] = False,
 ) -> int:
@@ -116,7 +119,7 @@ def encode(
 
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
-    _check_together(update, fresh, output)
+    _check_together(update, fresh, dry_run, output)
     found = sources.find(inputs)
     path = output if output is not None else _default_output(inputs, found, role)
     output_options = OutputOptions(
@@ -150,10 +153,12 @@ def encode(
         output=output_options,
         run=RunOptions(device, dtype, batch_tokens, num_processes, update, fresh, watchdog),
     )
-    return _run(job, quiet, report)
+    return _look_ahead(job, quiet, report) if dry_run else _run(job, quiet, report)
 
 
-def _check_together(update: bool, fresh: bool, output: str | None) -> None:
+def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None) -> None:
+    if fresh and dry_run:
+        raise UsageError("--dry-run changes nothing: --fresh can't be tried", "embedcli clean throws away leftovers")
     if update and fresh:
         raise UsageError("--update and --fresh exclude each other", "without both, everything is embedded anew")
     if update and output == STDOUT:
@@ -182,7 +187,7 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
     if summary is None:  # a higher rank: rank 0 speaks for all
         return EXIT_OK
     if report is not None:
-        _write_report(Path(report), summary)
+        _write_report(Path(report), summary.as_dict())
     if not quiet:
         console.summary(summary)
     if job.output.path != STDOUT:
@@ -190,9 +195,26 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
     return EXIT_REJECTED if summary.counts.rejected else EXIT_OK
 
 
-def _write_report(path: Path, summary: "Summary") -> None:
+def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
+    from embedcli import job as jobs
+
+    with console.watching(quiet) as watcher:
+        found = jobs.look_ahead(job, watcher)
+    if report is not None:
+        _write_report(Path(report), found.as_dict())
+    console.preview(found)
+    if not found.fits:
+        raise OutputError(
+            f"{job.output.path}: the run would write up to {console.size(found.needed_bytes)}, "
+            f"the disk has {console.size(found.free_bytes or 0)}",
+            "make space, carry fewer --columns, or write another --vector-type",
+        )
+    return EXIT_OK
+
+
+def _write_report(path: Path, content: dict[str, Any]) -> None:
     unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(summary.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
 
 

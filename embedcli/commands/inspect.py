@@ -10,7 +10,9 @@ from embedcli.errors import EXIT_OK
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(help="A Parquet file with a column of vectors.")],
+    file: Annotated[
+        str, typer.Argument(help="A Parquet file with a column of vectors, or a folder that encode wrote.")
+    ],
     embedding_column: Annotated[
         str | None, typer.Option("--embedding-column", help="The vector column, where there are several.")
     ] = None,

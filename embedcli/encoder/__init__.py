@@ -62,6 +62,15 @@ def load(checkpoint: Checkpoint, options: RunOptions) -> Encoder:
     return TorchEncoder(load_modules(checkpoint, options), options)
 
 
+def count_tokens(checkpoint: Checkpoint, rendered: Rendered) -> list[int]:
+    """How many tokens a model would see of each text. Loads the tokenizer, not the weights."""
+    if checkpoint.is_hash:
+        from embedcli.encoder.hashing import HashEncoder
+
+        return [min(count, checkpoint.max_length) for count in HashEncoder(checkpoint).count_tokens(rendered.strings)]
+    return [len(ids) for ids in token_ids(checkpoint, rendered)]
+
+
 def token_ids(checkpoint: Checkpoint, rendered: Rendered) -> list[list[int]]:
     """The ids that a model gets for each text, special ones included. Loads the tokenizer, not the weights."""
     if checkpoint.is_hash:

@@ -1,5 +1,7 @@
 """Token ids into vectors: batches through the transformer, pooling, layers, cut and normalization."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -48,30 +50,62 @@ class TorchEncoder:
         lengths = np.array([len(row) for row in tokens.ids], dtype=np.int32)
         vectors = torch.zeros((len(lengths), modules.checkpoint.dim), device=modules.device)
         padded = 0
-        for indices in batches(lengths, self._budget):
+        failed: dict[int, str] = {}
+        pending = [*batches(lengths, self._budget)][::-1]
+        while pending:
+            indices = pending.pop()
             batch = pad(tokens, indices.tolist(), modules.tokenizer)
-            vectors[torch.from_numpy(indices).to(modules.device)] = embed(modules, batch)
-            padded += batch.ids.numel()
+            found = _if_it_fits(partial(embed, modules, batch))
+            if found is None and len(indices) > 1:
+                self._budget = len(indices) // 2 * int(lengths[indices[0]])
+                rest = np.concatenate([indices, *pending[::-1]])
+                pending = [rest[some] for some in batches(lengths[rest], self._budget)][::-1]
+                continue
+            if found is None:
+                failed[int(indices[0])] = f"its {lengths[indices[0]]} tokens don't fit into the device's memory"
+            else:
+                vectors[torch.from_numpy(indices).to(modules.device)] = found
+                padded += batch.ids.numel()
             on_batch(len(indices), int(lengths[indices].sum()))
-        failed = self._repair(vectors, tokens)
+        failed |= self._repair(vectors, tokens, failed)
         truncated = np.array(tokens.truncated, dtype=np.bool_)
         return Encoded(vectors.cpu().numpy(), lengths, truncated, padded, failed)
 
-    def _repair(self, vectors: Tensor, tokens: Tokens) -> dict[int, str]:
+    def _repair(self, vectors: Tensor, tokens: Tokens, given_up: Mapping[int, str]) -> dict[int, str]:
         """Try rows without a usable vector again, alone and in float32; those that stay unusable are zeroed."""
         failed: dict[int, str] = {}
         for index in torch.nonzero(~usable(vectors)).flatten().tolist():
+            if index in given_up:
+                continue
             if tokens.skipped[index] >= len(tokens.ids[index]):  # no format helps
                 failed[index] = "it has no token beside the prompt, and this model pools none of the prompt's"
                 continue
-            again = self._modules.in_float32
-            vector = embed(again, pad(tokens, [index], again.tokenizer))
-            if usable(vector).item():
+            vector = _if_it_fits(partial(self._alone_in_float32, tokens, index))
+            if vector is not None and usable(vector).item():
                 vectors[index] = vector[0]
             else:
                 failed[index] = "the model gives no finite vector for it, in float32 neither"
         vectors[list(failed)] = 0
         return failed
+
+    def _alone_in_float32(self, tokens: Tokens, index: int) -> Tensor:
+        again = self._modules.in_float32
+        return embed(again, pad(tokens, [index], again.tokenizer))
+
+
+def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
+    """What is computed, or None where the device's memory doesn't suffice."""
+    try:
+        return compute()
+    except torch.OutOfMemoryError:
+        pass
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # torch's words on a CPU
+            raise
+    # Outside of `except`, which holds the failed computation's tensors.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 class Batch(NamedTuple):

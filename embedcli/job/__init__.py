@@ -4,6 +4,7 @@ Wires the layers together. Knows no option parser, no terminal, no tensor.
 """
 
 import contextlib
+import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import BinaryIO
 
 from embedcli import launch
 from embedcli.config import STDOUT, OutputOptions
-from embedcli.errors import UsageError
+from embedcli.errors import ConfigurationError, UsageError
 from embedcli.job import hands, planning
+from embedcli.job.preview import Preview, preview
 from embedcli.job.publishing import Outcome
 from embedcli.job.summary import Counts, Job, Summary, Watcher, timed
 from embedcli.store import staging
 
-__all__ = ["Counts", "Job", "Summary", "Watcher", "check_output", "run"]
+__all__ = ["Counts", "Job", "Preview", "Summary", "Watcher", "check_output", "look_ahead", "run"]
 
 
 def check_output(output: OutputOptions, inputs: Sequence[str], report: str | None = None) -> None:
@@ -47,10 +49,18 @@ def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary |
         try:
             _through(job, stage, world, watcher, summary, stdout)
         except BaseException as error:
-            if stage.output is not None and (kept := stage.finished):
-                error.add_note(f"{kept} finished units are kept: the same command continues from there")
+            # A refused recipe doesn't continue by itself.
+            if stage.output is not None and (kept := stage.finished) and not isinstance(error, ConfigurationError):
+                error.add_note(f"finished work is kept (units: {kept}): the same command continues from there")
             raise
     return summary
+
+
+def look_ahead(job: Job, watcher: Watcher) -> Preview:
+    """What `run` would do; changes nothing. Raises what it would raise before encoding."""
+    watcher.stage("reading the input")
+    with _open_stage(job, launch.World(secrets.token_hex(8)), keep=True) as stage:
+        return preview(planning.plan(job, stage, watcher, dry=True))
 
 
 def _through(
@@ -74,11 +84,11 @@ def _through(
 
 
 @contextlib.contextmanager
-def _open_stage(job: Job, world: launch.World) -> Iterator[staging.Staging]:
+def _open_stage(job: Job, world: launch.World, keep: bool = False) -> Iterator[staging.Staging]:
     """A directory of this run's own; locks the output where that is a file or a directory."""
     if job.output.path == STDOUT:
         with staging.open_temporary(Path(tempfile.mkdtemp(prefix="embedcli-")), world.token) as stage:
             yield stage
     else:
-        with staging.open_staging(Path(job.output.path), world.token, job.run.fresh) as stage:
+        with staging.open_staging(Path(job.output.path), world.token, job.run.fresh, keep) as stage:
             yield stage

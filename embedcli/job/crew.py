@@ -28,7 +28,7 @@ _DEATHS, _EARLY_DEATHS = 5, 3
 _MOST_ATTEMPTS = 2
 # Texts of a unit are tried in so many slices, then those of the slice that killed.
 _SLICES = 16
-_MOST_POISON = 8
+_MOST_POISON = 4
 _LOG_LINES = 5
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from embedcli import encoder, launch
 from embedcli.job import crew
 from embedcli.job.publishing import Outcome
-from embedcli.job.summary import Job, Watcher
+from embedcli.job.summary import Job, Watcher, timed
 from embedcli.job.unit import Workshop
 from embedcli.job.work import load_model, watchdog, work_through
 from embedcli.store import staging
@@ -36,7 +36,8 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
         if len(devices()) > 1:
             return None
         watcher.stage(f"loading {job.checkpoint.files.id}")
-        model = load_model(job, devices()[0])
+        with timed(outcome.summary.seconds, "loading"):
+            model = load_model(job, devices()[0])
         watcher.stage("encoding")
         return model
 
@@ -50,9 +51,10 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
         work_through(shop, board, units, load, outcome.look_at, on_done)
     if not through or suspects:
         load.cache_clear()
-        team = crew.Crew(shop, board, units, devices(), watcher, outcome.show, suspects)
+        places = devices()[: max(1, len(outcome.units) - len(board.done()))]  # no more workers than units
+        team = crew.Crew(shop, board, units, places, watcher, outcome.show, suspects)
         team.run()
-        outcome.summary.workers, outcome.summary.restarts = len(devices()), team.restarts
+        outcome.summary.workers, outcome.summary.restarts = len(places), team.restarts
     if world.size > 1:
         outcome.summary.workers = world.size
 

@@ -15,9 +15,10 @@ from embedcli.records import Corpus
 from embedcli.store import parts, publish, reuse, staging
 
 
-def plan(job: Job, stage: staging.Staging, watcher: Watcher) -> Workshop:
+def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) -> Workshop:
     """Cut the corpus into units and find the vectors on disk; a run with `--dtype auto` goes on in their dtype.
 
+    A dry plan changes nothing on disk but the run's own directory.
     Raises ConfigurationError where those are of another recipe, and what `sources.plan` raises.
     """
     found = _check_recipes(job, stage)
@@ -28,9 +29,12 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher) -> Workshop:
         watcher.warn(note)
     if corpus.rows < job.output.min_rows:
         raise DataError(f"the input has {corpus.rows} rows, fewer than --min-rows {job.output.min_rows}")
-    stage.adopt(_signature(corpus, job))
+    signature = _signature(corpus, job)
+    folders = [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
+    if not dry:
+        stage.adopt(signature)
     previous = reuse.blocks_of(Path(job.output.path)) if has_previous(job) else []
-    earlier = [block for part in sorted(stage.earlier.iterdir()) for block in _blocks_if_sound(part)]
+    earlier = [block for folder in folders for part in sorted(folder.iterdir()) for block in _blocks_if_sound(part)]
     return Workshop(job, corpus, stage, previous, _candidates(corpus, previous, job), earlier)
 
 

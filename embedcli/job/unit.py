@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,8 @@ class Draft:
     """The good rows of a unit, before the model is asked.
 
     hashes: voids [rows]; firsts: the rows whose text is new in the unit; texts: for each row the number of its text
-    among those; own: values by text, zero for those in `missing`. kept: the unit stays as it is on disk.
+    among those; own: values by text, zero for those in `missing`. kept: the unit stays as it is on disk; kept_part: the
+    part that it stays as, where that isn't its own yet.
     """
 
     index: int
@@ -69,6 +71,7 @@ class Draft:
     missing: npt.NDArray[np.intp]
     result: Result
     kept: bool = False
+    kept_part: Path | None = None
 
     def strings(self, texts: Sequence[int] | npt.NDArray[np.intp]) -> Rendered:
         """The rendered strings of some texts, by their numbers."""
@@ -147,6 +150,8 @@ class Workshop:
             failed |= {int(asked[at]): reason for at, reason in encoded.failed.items()}
             counts.encoded_tokens, counts.padded_tokens = int(encoded.tokens.sum()), encoded.padded
             result.made.append(provenance.Made(model.device, model.dtype))
+        if draft.kept_part is not None:
+            publish.keep(draft.kept_part, self.stage.part(draft.index))
         if not draft.kept:
             good = np.flatnonzero(~np.isin(draft.texts, list(failed)))
             faults = {
@@ -168,7 +173,7 @@ class Workshop:
             return kept
         for block in self.earlier:
             if block.path.name.startswith(f"{own.stem}.") and self._is_whole(block, draft):
-                publish.keep(block.path, own)
+                draft.kept_part = block.path
                 return self._kept(draft, block, "resumed")
         number = self.candidates.get(draft.index)
         if number is None or not self._shelf.holds(
@@ -177,10 +182,10 @@ class Workshop:
             return None
         block, draft.result.previous = self.previous[number], number
         if self.job.output.directory:
-            publish.keep(block.path, own)
+            draft.kept_part = block.path
         return self._kept(draft, block, "reused")
 
-    def _keep_part(self, draft: Draft, part: Any) -> Draft | None:
+    def _keep_part(self, draft: Draft, part: Path) -> Draft | None:
         """The unit's part from an interrupted run; its rejected rows are written beside it."""
         try:
             rejected = {one["place"]: one for one in _read_json(self.stage.rejected(draft.index))}
@@ -300,5 +305,5 @@ def _look_at(job: Job, records: Records, rendered: Rendered, result: Result) -> 
     result.counts.prefixed = sum(text.startswith(prefix) for text in records.texts) if prefix else 0
 
 
-def _read_json(path: Any) -> Any:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_bytes()) if path.exists() else []

@@ -1,6 +1,6 @@
 """How large a unit is. Depends on the input alone: any number of workers cuts the same units."""
 
-MIN_UNIT_BYTES = 2**20
+MIN_UNIT_BYTES = 2**18
 MAX_UNIT_BYTES = 2**24
 # Bounds a unit's vectors: 16,384 rows of 4,096 float32 are 256 MiB.
 MAX_UNIT_ROWS = 16_384

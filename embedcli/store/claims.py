@@ -80,7 +80,10 @@ class Board:
     def forget_attempt(self, index: int) -> None:
         """A unit was given up for a reason that doesn't lie in it."""
         count = self.attempts(index)
-        self.stage.attempts(index).write_text("x" * max(0, count - 1))
+        if count > 1:
+            self.stage.attempts(index).write_text("x" * (count - 1))
+        else:
+            self.stage.attempts(index).unlink(missing_ok=True)
 
     def finish(self, index: int, result: dict[str, Any]) -> None:
         """Say what became of a unit."""

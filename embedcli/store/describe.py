@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from embedcli.errors import DataError
-from embedcli.store import parts
+from embedcli.store import parts, publish
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,19 @@ class Block:
 
 
 def head(path: str, embedding_column: str | None = None) -> Head:
-    """Read a file's footer. Raises DataError where it has no column of vectors, or none of that name."""
-    with parts.open_file(path) as file:
-        schema = file.schema_arrow
-        provenance = parts.provenance_of(file)
-        rows = file.metadata.num_rows
+    """Read the footer of a file, or of a dataset directory's parts.
+
+    Raises DataError where there is no column of vectors, or none of that name.
+    """
+    rows, schema, provenance = 0, None, None
+    for name in files_of(path):
+        with parts.open_file(name) as file:
+            schema, rows = file.schema_arrow, rows + file.metadata.num_rows
+            provenance = parts.provenance_of(file)
+    if schema is None:
+        raise DataError(f"{path}: the folder holds no part files")
+    if Path(path).is_dir():
+        provenance = publish.manifest_of(Path(path))
     found = [field for field in schema if _is_vector(field.type)]
     if embedding_column is not None:
         found = [field for field in found if field.name == embedding_column]
@@ -66,15 +75,18 @@ def _is_vector(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
 
 
+def files_of(path: str) -> list[str]:
+    """The file itself, or the parts of a dataset directory in order."""
+    return sorted(map(str, Path(path).glob("part-*.parquet"))) if Path(path).is_dir() else [path]
+
+
 def blocks(path: str, head: Head) -> Iterator[Block]:
     """The file's rows as arrays, a row group at a time. Raises DataError where a page is damaged."""
     names = [name for name in parts.own_columns(head.embedding_column) if name in head.columns]
-    for table in parts.read_tables(path, names):
+    for table in (table for file in files_of(path) for table in parts.read_tables(file, names)):
         column = table.column(head.embedding_column)
-        present = column.drop_null().combine_chunks()
-        vectors = present.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
         yield Block(
-            vectors=vectors.reshape(-1, head.dim),
+            vectors=parts.vectors_of(column.drop_null()),
             missing=column.null_count,
             hashes=_hashes(table, f"{head.embedding_column}_hash"),
             tokens=_values(table, f"{head.embedding_column}_tokens"),

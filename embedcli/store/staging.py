@@ -74,18 +74,28 @@ class Staging:
         """How many parts are kept."""
         return sum(1 for folder in (self.parts, self.earlier) for _ in folder.glob("part-*.parquet"))
 
+    @property
+    def is_worth_keeping(self) -> bool:
+        """Is there a finished part, or a unit that ended the process which began it?"""
+        return self.finished > 0 or any((self.path / "attempts").iterdir())
+
+    def belongs_to(self, signature: str) -> bool:
+        """Do the parts belong to this input?"""
+        try:
+            return (self.path / "signature").read_text() == signature
+        except FileNotFoundError:
+            return False
+
     def adopt(self, signature: str) -> None:
         """Say which input the parts belong to from now on; parts of another one are set aside for lookups."""
-        recorded = self.path / "signature"
-        with contextlib.suppress(FileNotFoundError):
-            if recorded.read_text() == signature:
-                return
+        if self.belongs_to(signature):
+            return
         for part in sorted(self.parts.iterdir()):
             os.rename(part, self.earlier / f"{part.stem}.{secrets.token_hex(4)}{part.suffix}")
         sync(self.earlier)
         for folder in ("rejected", "attempts"):
             _clear(self.path / folder)
-        write_durably(self.unfinished(), recorded, signature.encode())
+        write_durably(self.unfinished(), self.path / "signature", signature.encode())
 
 
 def check_output(output: Path, inputs: Sequence[str], directory: bool = False) -> None:
@@ -141,10 +151,10 @@ def place_of(output: Path) -> Path:
 
 
 @contextlib.contextmanager
-def open_staging(output: Path, token: str, fresh: bool = False) -> Iterator[Staging]:
+def open_staging(output: Path, token: str, fresh: bool = False, keep: bool = False) -> Iterator[Staging]:
     """Lock an output's staging directory, made if need be; `fresh` throws away what an interrupted run left.
 
-    It is removed when the block ends, unless the block raises and finished parts are in it.
+    It is removed when the block ends, unless the block raises, or `keep` is asked for, and finished parts are in it.
     Raises LockedError where another run holds it, OutputError or AccessError where it can't be created.
     """
     path = place_of(output)
@@ -155,9 +165,10 @@ def open_staging(output: Path, token: str, fresh: bool = False) -> Iterator[Stag
             _prepare(stage, fresh)
             yield stage
         except BaseException:
-            shutil.rmtree(stage.run if stage.finished else path, ignore_errors=True)
+            keep = True
             raise
-        shutil.rmtree(path, ignore_errors=True)
+        finally:
+            shutil.rmtree(stage.run if keep and stage.is_worth_keeping else path, ignore_errors=True)
     finally:
         os.close(lock)
 

@@ -1,0 +1,50 @@
+"""`embedcli clean`: throw away what interrupted runs left beside their outputs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embedcli import console
+from embedcli.errors import EXIT_OK, InputMissingError, LockedError
+
+
+def clean(
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Outputs, or folders that hold some. Default: the current folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed.")] = False,
+) -> int:
+    """Remove what interrupted runs left: their finished units, and so the way to continue them.
+
+    Example: embedcli clean corpus.passage.parquet
+
+    Exit codes: 0 done, also if there was nothing; 66 no such folder; 75 a run is still at work there.
+    """
+    from embedcli.store import staging
+
+    for path in (one for name in paths or ["."] for one in _leftovers(Path(name))):
+        if dry_run:
+            console.result(str(path))
+            continue
+        try:
+            finished, size = staging.remove_leftovers(path)
+        except LockedError:
+            raise LockedError(f"{path}: a run is at work there", "wait for it, or end it") from None
+        console.say(f"removed {finished:,} finished units, {console.size(size)}:")
+        console.result(str(path))
+    return EXIT_OK
+
+
+def _leftovers(path: Path) -> list[Path]:
+    """The staging directories of an output, or of all outputs in a folder."""
+    from embedcli.store import staging
+
+    own = staging.place_of(path)
+    if own.is_dir() and not own.is_symlink():
+        return [own]
+    if path.is_dir():
+        return sorted(one for one in path.glob(".*.embedcli") if one.is_dir() and not one.is_symlink())
+    if not path.exists() and not path.absolute().parent.is_dir():
+        raise InputMissingError(f"{path}: no such folder")
+    return []

@@ -1,0 +1,109 @@
+"""Runs of the program on corpora of several units, and ways to disturb them."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.conftest import start
+
+HASH = ("--role", "passage", "--model", "hash:64")
+
+
+def write_corpus(
+    path, rows=12_000, text="text number {} of the corpus, with words enough to fill its unit to the brim"
+):
+    """JSONL of `rows` rows; the default makes about five units."""
+    path.write_text("".join(json.dumps({"id": i, "text": text.format(i)}) + "\n" for i in range(rows)))
+    return path
+
+
+def encode(cli, corpus, output, *options):
+    """Run `encode` in this process; gives the run and its report."""
+    report = Path(f"{corpus}.report.json")
+    report.unlink(missing_ok=True)
+    ran = cli("encode", corpus, *HASH, "-o", output, "--report", report, *options)
+    return ran, json.loads(report.read_text()) if report.exists() else None
+
+
+def counts(report, *names):
+    return tuple(report["counts"][name] for name in names)
+
+
+def content(path):
+    """All bytes of an output: a file's, or a directory's by name."""
+    path = Path(path)
+    if path.is_dir():
+        return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
+    return path.read_bytes()
+
+
+def table(path):
+    return pq.read_table(path)
+
+
+def staging_of(output):
+    return Path(output).parent / f".{Path(output).name}.embedcli"
+
+
+def children(pid):
+    """The process ids of a process's children."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found += map(int, task.read_text().split())
+        except OSError:
+            continue
+    return found
+
+
+def is_alive(pid):
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def wait_for(what, seconds=60):
+    """Wait until `what()` is true, and give what it gave."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+def start_encode(corpus, output, *options, **more):
+    return start("encode", corpus, *HASH, "-o", output, *options, **more)
+
+
+def kill_group_after(process, seconds):
+    """SIGKILL for a process and all its children, which share its group."""
+    time.sleep(seconds)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return process.returncode
+
+
+POISON = """
+import hashlib, os, time
+real = hashlib.shake_128
+def shake(data):
+    if b"POISON" in data:
+        os._exit(9)
+    if b"ENDLESS" in data:
+        time.sleep(1000)
+    return real(data)
+hashlib.shake_128 = shake
+"""
+
+
+def poisoned(folder, code=POISON):
+    """An environment in which the pseudo-model dies of some texts."""
+    (folder / "sitecustomize.py").write_text(code)
+    return {**os.environ, "PYTHONPATH": str(folder)}

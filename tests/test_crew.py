@@ -1,0 +1,298 @@
+"""Several processes: the same bytes as one, whatever happens to them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from embedcli import launch
+from embedcli.config import RunOptions
+from embedcli.errors import ConfigurationError, UsageError
+from embedcli.store.claims import Board
+from embedcli.store.staging import Staging
+from tests.conftest import run_process
+from tests.runs import (
+    HASH,
+    children,
+    content,
+    counts,
+    encode,
+    is_alive,
+    poisoned,
+    staging_of,
+    start_encode,
+    table,
+    wait_for,
+    write_corpus,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """About thirty units."""
+    return write_corpus(tmp_path_factory.mktemp("crew") / "corpus.jsonl", rows=80_000)
+
+
+@pytest.fixture(scope="module")
+def whole(corpus):
+    """The output of one process."""
+    path = corpus.parent / "whole.parquet"
+    assert run_process("encode", corpus, *HASH, "-o", path).code == 0
+    return path.read_bytes()
+
+
+def workers_of(process):
+    return [pid for pid in children(process.pid) if b"embedcli.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def parts_of(output):
+    return list((staging_of(output) / "output").glob("part-*"))
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_any_number_of_processes_gives_the_same_bytes(processes, cli, corpus, whole, tmp_path):
+    ran, report = encode(cli, corpus, tmp_path / "o.parquet", "--num-processes", processes)
+    assert (ran.code, report["workers"], report["restarts"]) == (0, processes, 0)
+    assert (tmp_path / "o.parquet").read_bytes() == whole
+    assert counts(report, "rows_in", "rows_out", "rejected") == (80_000, 80_000, 0)
+
+
+def test_a_directory_and_a_stream_by_several_processes(cli, corpus, tmp_path):
+    for options in ((), ("--num-processes", 3)):
+        assert encode(cli, corpus, f"{tmp_path}/{len(options)}/", *options)[0].code == 0
+    assert content(tmp_path / "0") == content(tmp_path / "2")
+    streams = [cli("encode", corpus, *HASH, "-o", "-", "-q", *more).out for more in ((), ("--num-processes", 3))]
+    assert streams[0] == streams[1]
+
+
+def test_a_worker_that_is_killed_costs_nothing(corpus, whole, tmp_path):
+    output, rng = tmp_path / "o.parquet", random.Random(1)
+    process = start_encode(corpus, output, "--num-processes", 4)
+    victims = wait_for(lambda: len(found := workers_of(process)) == 4 and found)
+    wait_for(lambda: len(parts_of(output)) > 2)
+    os.kill(rng.choice(victims), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert err.count(b"was ended by SIGKILL: started again") == 1
+    assert b"1 workers died and were started again" in err
+    assert output.read_bytes() == whole
+
+
+def test_no_worker_outlives_its_parent(corpus, tmp_path):
+    process = start_encode(corpus, tmp_path / "o.parquet", "--num-processes", 4)
+    workers = wait_for(lambda: len(found := workers_of(process)) == 4 and found)
+    process.kill()
+    process.wait()
+    wait_for(lambda: not any(map(is_alive, workers)), seconds=5)
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_signals_end_the_run_and_keep_what_is_finished(number, processes, corpus, whole, tmp_path):
+    output = tmp_path / "o.parquet"
+    process = start_encode(corpus, output, "--num-processes", processes, start_new_session=True)
+    wait_for(lambda: len(parts_of(output)) > 3)
+    workers = workers_of(process)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # as a terminal does it
+    else:
+        process.send_signal(number)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 128 + number, err
+    assert b"Traceback" not in err
+    assert b"the same command continues from there" in err
+    assert not any(map(is_alive, workers))
+    assert not output.exists()
+    ran = run_process("encode", corpus, *HASH, "-o", output, "--num-processes", processes)
+    assert (ran.code, "were finished by an interrupted run" in ran.err) == (0, True)
+    assert output.read_bytes() == whole
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    process = subprocess.Popen([sys.executable, "-c", HELD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=2) == 130
+    process.communicate()
+
+
+# One call into C that takes a minute: no Python handler runs meanwhile.
+HELD = """
+import hashlib
+from embedcli import interruptions
+interruptions.watch()
+print("ready", flush=True)
+hashlib.pbkdf2_hmac("sha512", b"", b"", 2**30)
+"""
+
+
+def test_a_worker_that_hangs_is_noticed(corpus, whole, tmp_path):
+    output = tmp_path / "o.parquet"
+    process = start_encode(corpus, output, "--num-processes", 2, "--watchdog", 2)
+    victims = wait_for(lambda: len(found := workers_of(process)) == 2 and found)
+    wait_for(lambda: len(parts_of(output)) > 1)
+    os.kill(victims[0], signal.SIGSTOP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"showed no progress for 2 s: started again" in err
+    assert output.read_bytes() == whole
+
+
+def test_one_process_that_hangs_gives_up_by_itself(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", 100, "ENDLESS {}")
+    ran = run_process("encode", corpus, *HASH, "--watchdog", 1, env=poisoned(tmp_path))
+    assert (ran.code, "no progress for 1 s" in ran.err) == (69, True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_text_that_kills_is_found_and_rejected(processes, tmp_path):
+    corpus, environment = tmp_path / "c.jsonl", poisoned(tmp_path)
+    rows = [{"text": f"text {i}" + " POISON" * (i == 7_777)} for i in range(10_000)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = (*HASH, "-o", tmp_path / "o.parquet", "--num-processes", processes, "--report", tmp_path / "r")
+    if processes == 1:  # it takes the run with it, twice; then a process of its own is given to the unit
+        assert [run_process("encode", corpus, *options, env=environment).code for _ in range(2)] == [9, 9]
+    ran = run_process("encode", corpus, *options, env=environment)
+    assert (ran.code, f"{corpus}:7778: it ends the process that encodes it" in ran.err) == (65, True)
+    ran = run_process("encode", corpus, *options, "--on-error", "reject", env=environment)
+    assert ran.code == 3, ran.err
+    [rejected] = (tmp_path / "o.parquet.rejects.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["line"] == 7_778
+    report = json.loads((tmp_path / "r").read_text())
+    assert counts(report, "rows_in", "rows_out", "rejected") == (10_000, 9_999, 1)
+    assert report["restarts"] <= 20
+    assert table(tmp_path / "o.parquet")["text"].to_pylist() == [
+        row["text"] for row in rows if "POISON" not in row["text"]
+    ]
+
+
+def test_workers_that_keep_dying_end_the_run_with_69(corpus, tmp_path):
+    # They die as soon as they start.
+    environment = poisoned(tmp_path, "import os, sys\nif 'embedcli.worker' in ' '.join(sys.orig_argv): os._exit(5)\n")
+    started = time.monotonic()
+    ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 4, env=environment)
+    assert (ran.code, "every worker keeps dying" in ran.err, "given up" in ran.err) == (69, True, True)
+    assert time.monotonic() - started < 60
+
+
+def test_a_device_that_kills_every_text_is_not_the_texts_fault(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", 9_000, "POISON {} and some more of it, to fill more units than one")
+    ran = run_process("encode", corpus, *HASH, "--num-processes", 2, "--on-error", "reject", env=poisoned(tmp_path))
+    assert ran.code == 69, ran.err
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_what_a_worker_finds_wrong_is_the_runs_error(corpus, tmp_path, monkeypatch):
+    environment = poisoned(
+        tmp_path,
+        "import hashlib\ndef no(data): raise OSError(28, 'No space left on device', 'x')\nhashlib.shake_128 = no\n",
+    )
+    ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 2, env=environment)
+    assert (ran.code, "x: No space left on device" in ran.err, "Traceback" in ran.err) == (74, True, False)
+
+
+def test_a_unit_has_one_claimant(tmp_path):
+    stage = Staging(tmp_path, tmp_path / "o", "t")
+    for folder in (stage.run, tmp_path / "attempts"):
+        folder.mkdir()
+    one, other = Board(stage, "one"), Board(stage, "other")
+    assert (one.claim(3), other.claim(3), other.claim(4)) == (True, False, True)
+    assert (one.claimed_by("one"), one.claimed_by("other"), one.attempts(3)) == ([3], [4], 1)
+    one.release(3)
+    assert (other.claim(3), one.attempts(3)) == (True, 2)
+    other.finish(3, {"rows": 1})
+    assert (one.is_done(3), one.result(3), one.attempts(3), one.claimed_by("other")) == (True, {"rows": 1}, 0, [4])
+
+
+@pytest.mark.parametrize("visible", [None, "2,5", "GPU-aa,GPU-bb"])
+def test_a_worker_is_shown_its_own_device(visible, monkeypatch):
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    command, environment = launch._accelerated(["a"], "cuda:1", 3)
+    assert command[1:] == ["-m", "embedcli.worker", "a"]
+    assert environment["CUDA_VISIBLE_DEVICES"] == (visible.split(",")[1] if visible else "1")
+    assert (environment["OMP_NUM_THREADS"], environment["ACCELERATE_USE_CPU"]) == ("3", "False")
+    assert launch._accelerated(["a"], "cpu", 1)[1]["ACCELERATE_USE_CPU"] == "True"
+
+
+def test_devices(monkeypatch):
+    import torch
+
+    alone, second = launch.World("t"), launch.World("t", rank=1, size=2, local_rank=1)
+    assert launch.devices(RunOptions(), True, alone) == ["cpu"]
+    assert launch.devices(RunOptions(device="cpu", num_processes=3), False, alone) == ["cpu"] * 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert launch.devices(RunOptions(), False, alone) == ["cuda:0", "cuda:1"]
+    assert launch.devices(RunOptions(num_processes=3), False, alone) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert launch.devices(RunOptions(device="cuda:1"), False, alone) == ["cuda:1"]
+    assert launch.devices(RunOptions(), False, second) == ["cuda:1"]
+
+
+def test_a_rank_that_accelerate_does_not_confirm_is_refused(monkeypatch):
+    import accelerate
+
+    class Alone:
+        process_index, num_processes, local_process_index = 0, 1, 0
+
+        def __init__(self, cpu):
+            assert cpu
+
+    monkeypatch.setattr(accelerate, "PartialState", Alone)
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match="rank 1 of 2, accelerate says rank 0 of 1"):
+        launch.join(RunOptions())
+    with pytest.raises(UsageError, match="the launcher has settled"):
+        launch.join(RunOptions(num_processes=2))
+
+
+@pytest.mark.heavy
+def test_ranks_of_torchrun_give_the_same_bytes(corpus, whole, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "embedcli"]
+    done = subprocess.run([*command, "encode", corpus, *HASH, "-o", tmp_path / "o"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (done.stdout, "2 processes" in done.stderr) == (f"{tmp_path / 'o'}\n", True)
+    assert (tmp_path / "o").read_bytes() == whole
+    assert not staging_of(tmp_path / "o").exists()
+
+
+@pytest.mark.heavy
+def test_two_launches_act_as_two_machines(corpus, whole, tmp_path):
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = "--multi_gpu --num_machines 2 --num_processes 4 --main_process_ip 127.0.0.1 --mixed_precision no --dynamo_backend no"
+    command = [sys.executable, "-m", "accelerate.commands.launch", *machines.split(), "--main_process_port", str(port)]
+    run = ["-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "o"]
+    both = [
+        subprocess.Popen([*command, "--machine_rank", str(rank), *run], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert [out for out, _ in said] == [f"{tmp_path / 'o'}\n".encode(), b""]
+    assert b"4 processes" in said[0][1]
+    assert (tmp_path / "o").read_bytes() == whole
+
+
+@pytest.mark.heavy
+def test_a_real_model_gives_the_same_bytes_in_two_processes(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", 6_000, "text {}, " + "x" * 80)
+    for processes in (1, 2):
+        options = ("--role", "passage", "--dtype", "float32", "--max-length", 16, "--num-processes", processes)
+        ran = run_process("encode", corpus, *options, "-o", tmp_path / str(processes))
+        assert ran.code == 0, ran.err
+    assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()

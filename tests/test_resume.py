@@ -1,0 +1,290 @@
+"""Resume: what an interrupted run finished is kept, and the same command gives what an undisturbed run gives."""
+
+import json
+import random
+import shutil
+import signal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedcli.encoder.hashing import HashEncoder
+from embedcli.errors import Interrupted
+from embedcli.job.unit import Workshop
+from tests.runs import HASH, counts, encode, staging_of, table, write_corpus
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return write_corpus(tmp_path / "corpus.jsonl")
+
+
+@pytest.fixture
+def whole(cli, corpus, tmp_path):
+    """The output of an undisturbed run."""
+    assert encode(cli, corpus, tmp_path / "whole.parquet")[0].code == 0
+    return tmp_path / "whole.parquet"
+
+
+@pytest.fixture
+def interrupt(cli, monkeypatch):
+    """Run until some units are done, then end as Ctrl-C does."""
+
+    def run(corpus, output, after=3, *options):
+        real, left = Workshop.finish, [after]
+
+        def finish(self, draft, model, *rest):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Interrupted(signal.SIGINT)
+            return real(self, draft, model, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Workshop, "finish", finish)
+            ran, _ = encode(cli, corpus, output, *options)
+        assert ran.code == 130
+        return ran
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["out.parquet", "out/"])
+def test_the_same_command_continues_and_gives_the_same_bytes(kind, cli, corpus, interrupt, tmp_path):
+    encode(cli, corpus, f"{tmp_path}/whole-{kind}")
+    output = f"{tmp_path}/{kind}"
+    ran = interrupt(corpus, output)
+    assert "finished work is kept (units: 3): the same command continues" in ran.err
+    assert not (tmp_path / kind).exists()
+    ran, report = encode(cli, corpus, output)
+    assert ran.code == 0
+    resumed, embedded, rows = counts(report, "resumed", "embedded", "rows_out")
+    assert (resumed > 5000, embedded > 3000, resumed + embedded, rows) == (True, True, 12_000, 12_000)
+    if kind == "out/":
+        names = [path.name for path in sorted((tmp_path / "out").iterdir())]
+        assert names == [path.name for path in sorted((tmp_path / "whole-out").iterdir())]
+        assert all((tmp_path / "out" / n).read_bytes() == (tmp_path / "whole-out" / n).read_bytes() for n in names)
+    else:
+        assert (tmp_path / kind).read_bytes() == (tmp_path / f"whole-{kind}").read_bytes()
+    assert not staging_of(output.rstrip("/")).exists()
+
+
+def test_finished_work_is_reused_where_rows_were_added_and_moved(cli, corpus, interrupt, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output, 3)
+    finished = sum(pq.read_metadata(part).num_rows for part in (staging_of(output) / "output").iterdir())
+    lines = corpus.read_text().splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    corpus.write_text("".join([json.dumps({"id": -1, "text": "a new row"}) + "\n", *lines]))
+    interrupt(corpus, output, 1)  # interrupted once more, on the changed corpus
+    ran, report = encode(cli, corpus, output)
+    assert ran.code == 0
+    embedded_again = 1 + 12_000 - finished
+    assert counts(report, "rows_out", "rejected") == (12_001, 0)
+    assert counts(report, "embedded")[0] <= embedded_again
+    assert counts(report, "resumed")[0] >= finished
+    encode(cli, corpus, tmp_path / "fresh.parquet")
+    assert table(output).equals(table(tmp_path / "fresh.parquet"))
+
+
+def test_a_unit_that_is_as_it_was_keeps_its_part_when_rows_are_added(cli, corpus, interrupt, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output, 3)
+    with corpus.open("a") as stream:
+        stream.write('{"id": 12000, "text": "one more"}\n')
+    ran, report = encode(cli, corpus, output)
+    assert ran.code == 0
+    assert counts(report, "resumed")[0] > 5000
+    encode(cli, corpus, tmp_path / "fresh.parquet")
+    assert output.read_bytes() == (tmp_path / "fresh.parquet").read_bytes()
+
+
+def test_fresh_starts_over(cli, corpus, interrupt, whole, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output)
+    ran, report = encode(cli, corpus, output, "--fresh")
+    assert (ran.code, counts(report, "resumed", "embedded")) == (0, (0, 12_000))
+    assert output.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--role", "query", "role is 'passage' there and 'query' here; template is 'passage: {text}' there and"),
+        ("--max-length", "9", "max length is 512 there and 9 here"),
+        ("--dim", "32", "dim is 64 there and 32 here"),
+        ("--template", "p {text}", "template is 'passage: {text}' there and 'p {text}' here"),
+        ("--no-normalize", None, "normalized is True there and False here"),
+        ("--model", "hash:32", "dim is 64 there and 32 here"),
+        ("--dtype", "bfloat16", "dtype is 'float32' there and 'bfloat16' here"),
+        ("--vector-type", "float16", "vector type is 'float32' there and 'float16' here"),
+    ],
+)
+def test_another_recipe_is_refused_with_both_values(option, value, said, cli, corpus, interrupt, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output)
+    parts = {path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()}
+    ran, _ = encode(cli, corpus, output, option, *([value] if value else []))
+    assert ran.code == 78
+    assert said in ran.err
+    assert "--fresh" in ran.err
+    assert {path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()} == parts
+    assert not output.exists()
+
+
+def test_what_only_changes_the_speed_is_no_other_recipe(cli, corpus, interrupt, tmp_path):
+    interrupt(corpus, tmp_path / "out.parquet")
+    ran, report = encode(cli, corpus, tmp_path / "out.parquet", "--batch-tokens", 100, "--num-processes", 2)
+    assert (ran.code, counts(report, "rows_out")) == (0, (12_000,))
+    assert counts(report, "resumed")[0] > 5000
+
+
+def test_other_columns_are_another_file_but_no_other_vectors(cli, corpus, interrupt, tmp_path):
+    interrupt(corpus, tmp_path / "out.parquet")
+    ran, report = encode(cli, corpus, tmp_path / "out.parquet", "--columns", "id", "--embedding-column", "v")
+    assert ran.code == 0
+    assert counts(report, "resumed")[0] > 5000
+    assert table(tmp_path / "out.parquet").column_names == ["id", "v", "v_hash", "v_tokens", "v_truncated"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_in_staging_is_done_again(seed, cli, corpus, interrupt, whole, tmp_path):
+    output, rng = tmp_path / "out.parquet", random.Random(seed)
+    interrupt(corpus, output)
+    place = staging_of(output)
+    files = sorted([*(place / "output").iterdir(), place / "signature"])
+    for victim in rng.sample(files, 2):
+        sound = bytearray(victim.read_bytes())
+        if rng.random() < 0.3:
+            victim.write_bytes(sound[: rng.randrange(len(sound))])
+        else:
+            sound[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+            victim.write_bytes(sound)
+    ran, _ = encode(cli, corpus, output)
+    assert ran.code in (0, 78), ran.err
+    if ran.code == 0:
+        assert table(output).equals(table(whole))
+
+
+def test_rows_that_the_model_gives_no_vector_for_stay_rejected(cli, corpus, interrupt, monkeypatch, tmp_path):
+    real = HashEncoder.encode
+
+    def failing(self, rendered, on_batch):
+        encoded = real(self, rendered, on_batch)
+        odd = {
+            row: "it is 17"
+            for row, text in enumerate(rendered.strings)
+            if text.endswith(" 17 of the corpus, with words enough to fill its unit to the brim")
+        }
+        encoded.failed.update(odd)
+        return encoded
+
+    monkeypatch.setattr(HashEncoder, "encode", failing)
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output, 3, "--on-error", "reject")
+    ran, report = encode(cli, corpus, output, "--on-error", "reject")
+    assert (ran.code, counts(report, "rows_in", "rows_out", "rejected")) == (3, (12_000, 11_999, 1))
+    assert counts(report, "resumed")[0] > 5000
+    [line] = (tmp_path / "out.parquet.rejects.jsonl").read_text().splitlines()
+    assert (json.loads(line)["line"], json.loads(line)["reason"]) == (18, "it is 17")
+    assert 17 not in table(output)["id"].to_pylist()
+    # Without rejecting, the rejected row is an error again, though its unit is finished.
+    output.unlink()
+    interrupt(corpus, output, 3, "--on-error", "reject")
+    ran, _ = encode(cli, corpus, output)
+    assert (ran.code, f"{corpus}:18: it is 17" in ran.err) == (65, True)
+
+
+def test_a_bad_row_costs_no_finished_work(cli, tmp_path):
+    corpus, output = tmp_path / "c.parquet", tmp_path / "out.parquet"
+    texts = [f"text number {i}, which has some words to make it longer" * 3 for i in range(12_000)]
+    pq.write_table(pa.table({"text": [*texts, None]}), corpus)
+    ran, _ = encode(cli, corpus, output)
+    assert (ran.code, "row 12001" in ran.err, "finished work is kept" in ran.err) == (65, True, True)
+    ran, report = encode(cli, corpus, output, "--on-error", "reject")
+    assert ran.code == 3
+    assert counts(report, "resumed")[0] > 8000
+
+
+def test_nothing_is_left_where_nothing_was_finished(cli, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    assert encode(cli, tmp_path / "a.jsonl", tmp_path / "out.parquet")[0].code == 65
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_clean_throws_leftovers_away(cli, corpus, interrupt, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output)
+    assert cli("clean", "--dry-run", tmp_path).lines == [str(staging_of(output))]
+    assert staging_of(output).exists()
+    ran = cli("clean", output)
+    assert (ran.code, ran.lines, "removed 3 finished units" in ran.err) == (0, [str(staging_of(output))], True)
+    assert not staging_of(output).exists()
+    assert corpus.exists()
+    assert cli("clean", tmp_path).code == 0
+    assert cli("clean", tmp_path / "no" / "such").code == 66
+
+
+def test_clean_leaves_a_run_at_work_alone(cli, tmp_path):
+    from embedcli.store import staging
+
+    with staging.open_staging(tmp_path / "o", "t"):
+        ran = cli("clean", tmp_path)
+        assert (ran.code, "at work" in ran.err) == (75, True)
+        assert staging_of(tmp_path / "o").exists()
+
+
+def test_a_published_but_not_removed_staging_does_no_harm(cli, corpus, interrupt, whole, tmp_path, monkeypatch):
+    output = tmp_path / "out.parquet"
+    real = shutil.rmtree
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, **more: None if str(path).endswith(".embedcli") else real(path, **more)
+    )
+    assert encode(cli, corpus, output)[0].code == 0
+    monkeypatch.undo()
+    assert staging_of(output).exists()
+    ran, report = encode(cli, corpus, output)
+    assert (ran.code, counts(report, "resumed")) == (0, (12_000,))
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(cli, corpus, interrupt, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output)
+    before = {path: path.stat().st_mtime_ns for path in (staging_of(output) / "output").iterdir()}
+    report = tmp_path / "r.json"
+    ran = cli("encode", corpus, *HASH, "-o", output, "--dry-run", "--report", report)
+    found = json.loads(report.read_text())
+    assert ran.code == 0
+    assert found["unchanged"] + found["to_embed"] + found["duplicates"] + found["rejected"] == found["rows"] == 12_000
+    assert found["unchanged"] > 5000
+    assert found["tokens"] == 17 * found["to_embed"]
+    assert found["needed_bytes"] > 64 * 4 * 12_000
+    assert {path: path.stat().st_mtime_ns for path in (staging_of(output) / "output").iterdir()} == before
+    assert not output.exists()
+
+
+def test_a_dry_run_ends_with_73_where_the_disk_is_too_small(cli, corpus, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    ran = cli("encode", corpus, *HASH, "-o", tmp_path / "o.parquet", "--dry-run")
+    assert (ran.code, "the disk has 1.0 MB" in ran.err) == (73, True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl"]
+
+
+def test_duplicates_within_a_unit_are_encoded_once(cli, tmp_path, monkeypatch):
+    asked = []
+    real = HashEncoder.encode
+    monkeypatch.setattr(
+        HashEncoder, "encode", lambda self, rendered, b: (asked.extend(rendered.strings), real(self, rendered, b))[1]
+    )
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": i, "text": f"t{i % 7}"}) + "\n" for i in range(50)))
+    ran, report = encode(cli, tmp_path / "a.jsonl", tmp_path / "o.parquet")
+    assert sorted(asked) == sorted(f"passage: t{i}" for i in range(7))
+    assert counts(report, "embedded", "duplicates", "rows_out") == (50, 43, 50)
+    assert "43 rows repeat a text of their unit" in ran.err
+    found = table(tmp_path / "o.parquet")
+    assert found["id"].to_pylist() == list(range(50))
+    vectors = found["embedding"].to_pylist()
+    assert all(vectors[i] == vectors[i % 7] for i in range(50))
+    assert len({tuple(vector) for vector in vectors}) == 7
