@@ -101,6 +101,16 @@ def run_process(*args: object, input: bytes | None = None, **options: Any) -> Ra
     return Ran(process.returncode, out, (err or b"").decode())
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the heavy tests in their full numbers (an hour)")
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Are the full numbers wanted?"""
+    return bool(request.config.getoption("--full"))
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of the real class with a tokenizer of its own, in sentence-transformers' layout."""

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import console
+from embedcli.store.claims import Beat
 
 
 @given(st.text(st.characters()))
@@ -95,3 +96,24 @@ def test_a_bare_environment_gives_the_same_bytes(tmp_path):
         assert done.returncode == 0, done.stderr
         found.add((tmp_path / "a.query.parquet").read_bytes())
     assert len(found) == 1
+
+
+def test_a_log_line_tells_of_all_workers(capfd, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    with console.watching(quiet=False) as watcher:
+        watcher.begin(1000)
+        watcher.workers([Beat("worker-0", stage="encoding"), Beat("worker-1", stage="loading")])
+        now[0] = 31
+        watcher.advance(310, 620)
+    assert capfd.readouterr().err == "310 of 1,000 rows, 20 tokens/s, 1 of 2 workers encoding, 1 min left\n"
+
+
+def test_sizes():
+    assert [console.size(n) for n in (0, 999, 1000, 12_345_678, 10**13)] == [
+        "0 bytes",
+        "999 bytes",
+        "1.0 kB",
+        "12.3 MB",
+        "10.0 TB",
+    ]

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.runs import HASH, write_corpus
+
 
 @pytest.fixture
 def output(cli, tmp_path):
@@ -23,6 +25,23 @@ def test_what_encode_wrote(cli, output):
     assert (said["non_finite"], said["zero"], said["missing"], said["duplicates"], said["truncated"]) == (0, 0, 0, 1, 1)
     assert said["tokens"] == {"min": 2, "mean": 3.4, "p50": 3, "p90": 6, "p99": 6, "max": 6, "total": 17}
     assert said["provenance"]["recipe"]["role"] == "passage"
+
+
+def test_a_directory_is_inspected_as_one_file_is(cli, tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl", 6_000)
+    outputs = [tmp_path / "o.parquet", f"{tmp_path}/o/"]
+    for output in outputs:
+        assert cli("encode", corpus, *HASH, "-o", output).code == 0
+    file, folder = (json.loads(cli("inspect", output, "--json").out) for output in outputs)
+    ignored = ("file", "bytes")
+    assert {k: v for k, v in file.items() if k not in ignored} == {
+        k: v if k != "provenance" else {name: said for name, said in v.items() if name != "parts"}
+        for k, v in folder.items()
+        if k not in ignored
+    }
+    assert sum(part["rows"] for part in folder["provenance"]["parts"]) == 6_000
+    (tmp_path / "empty").mkdir()
+    assert cli("inspect", tmp_path / "empty").code == 65
 
 
 def test_for_people(cli, output):

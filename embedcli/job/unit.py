@@ -300,7 +300,7 @@ def _strings(rendered: Rendered, rows: npt.NDArray[np.intp]) -> Rendered:
 def _look_at(job: Job, records: Records, rendered: Rendered, result: Result) -> None:
     """Count what a user should know of before trusting the vectors."""
     prefix = job.template.prefix.strip()
-    result.example = rendered.strings[0][:_EXCERPT] if rendered.strings else ""
+    result.example = rendered.strings[0][: _EXCERPT + 1] if rendered.strings else ""
     result.counts.blank = sum(not text or text.isspace() for text in records.texts)
     result.counts.prefixed = sum(text.startswith(prefix) for text in records.texts) if prefix else 0
 

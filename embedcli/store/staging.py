@@ -77,7 +77,7 @@ class Staging:
     @property
     def is_worth_keeping(self) -> bool:
         """Is there a finished part, or a unit that ended the process which began it?"""
-        return self.finished > 0 or any((self.path / "attempts").iterdir())
+        return self.finished > 0 or any((self.path / "attempts").glob("*"))
 
     def belongs_to(self, signature: str) -> bool:
         """Do the parts belong to this input?"""

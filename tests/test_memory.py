@@ -1,0 +1,83 @@
+"""A device whose memory doesn't suffice: batches are halved, order is kept, what fits alone is encoded."""
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from embedcli.encoder import forward
+
+# What torch says on a GPU, and on a CPU.
+KINDS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+}
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    texts = [" ".join(["word"] * (1 + (7 * i) % 40)) + f" {i}" for i in range(60)]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """A device that holds so many tokens, padding included; gives the sizes of the batches that it computed."""
+
+    def limit(tokens, error):
+        real, sizes = forward.embed, []
+
+        def embed(modules, batch):
+            if batch.ids.numel() > tokens:
+                raise error
+            sizes.append(batch.ids.numel())
+            return real(modules, batch)
+
+        monkeypatch.setattr(forward, "embed", embed)
+        return sizes
+
+    return limit
+
+
+def encode(cli, tiny_bert, corpus, name, *options):
+    options = ("--role", "query", "--template", "{text}", "--model", tiny_bert, "--dtype", "float32", *options)
+    return cli("encode", corpus, *options, "-o", corpus.parent / name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_halved_until_they_fit(kind, cli, tiny_bert, corpus, memory):
+    assert encode(cli, tiny_bert, corpus, "free").code == 0
+    sizes = memory(200, KINDS[kind])
+    ran = encode(cli, tiny_bert, corpus, "tight")
+    assert ran.code == 0, ran.err
+    free, tight = (pq.read_table(corpus.parent / name) for name in ("free", "tight"))
+    assert tight["id"].to_pylist() == list(range(60))
+    vectors = [np.array(one["embedding"].to_pylist()) for one in (free, tight)]
+    assert np.abs(vectors[0] - vectors[1]).max() <= 1e-6
+    assert max(sizes) <= 200
+    assert max(sizes) > 50
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_text_that_never_fits_is_rejected(kind, cli, tiny_bert, corpus, memory):
+    memory(30, KINDS[kind])
+    ran = encode(cli, tiny_bert, corpus, "tight", "--on-error", "reject")
+    assert ran.code == 3, ran.err
+    rejected = [json.loads(line) for line in (corpus.parent / "tight.rejects.jsonl").read_text().splitlines()]
+    assert all("don't fit into the device's memory" in one["reason"] for one in rejected)
+    kept = pq.read_table(corpus.parent / "tight")
+    assert sorted([*kept["id"].to_pylist(), *(one["line"] - 1 for one in rejected)]) == list(range(60))
+    assert max(kept["embedding_tokens"].to_pylist()) <= 30
+    assert kept["id"].to_pylist() == sorted(kept["id"].to_pylist())
+    ran = encode(cli, tiny_bert, corpus, "strict")
+    assert (ran.code, f"{corpus}:" in ran.err) == (65, True)
+
+
+def test_other_faults_of_the_device_are_not_swallowed(cli, tiny_bert, corpus, memory):
+    memory(30, RuntimeError("CUDA error: device-side assert triggered"))
+    ran = encode(cli, tiny_bert, corpus, "o")
+    assert (ran.code, "device-side assert" in ran.err) == (70, True)
