@@ -197,7 +197,10 @@ class _Bar(_Silent):
                 self._workers[beat.worker] = self._progress.add_task("", total=None, speed="")
             what = f"{beat.stage} unit {beat.unit}" if beat.unit is not None else beat.stage
             line = f"  {beat.worker} {beat.device}: {what}"
-            self._progress.update(self._workers[beat.worker], description=safe(line), completed=beat.rows)
+            shown = beat.unit is not None
+            self._progress.update(
+                self._workers[beat.worker], description=safe(line), completed=beat.rows, total=beat.of, visible=shown
+            )
 
 
 @contextlib.contextmanager
@@ -294,4 +297,5 @@ def _summary_rows(run: "Summary") -> Iterator[tuple[str, str]]:
     stages = ", ".join(
         f"{name} {duration(seconds[name])}" for name in seconds if name != "total" and seconds[name] >= 0.05
     )
+    stages += "; stages summed over processes" if stages and run.workers > 1 else ""
     yield "time", f"{duration(seconds['total'])} ({stages})" if stages else duration(seconds["total"])

@@ -45,6 +45,12 @@ def _listen(reading: int) -> None:
         if first:
             os._exit(128 + number)  # workers end with their parent
         first = number
-        timer = threading.Timer(_GRACE_SECONDS, os._exit, (128 + number,))
+        timer = threading.Timer(_GRACE_SECONDS, _end_by_force, (number,))
         timer.daemon = True
         timer.start()
+
+
+def _end_by_force(number: int) -> None:
+    name = signal.Signals(number).name
+    os.write(2, f"error: ended by {name}, by force after {_GRACE_SECONDS:g} s; finished work is kept\n".encode())
+    os._exit(128 + number)

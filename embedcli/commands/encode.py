@@ -192,7 +192,8 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
         console.summary(summary)
     if job.output.path != STDOUT:
         console.result(job.output.path)
-    return EXIT_REJECTED if summary.counts.rejected else EXIT_OK
+    # A launcher takes any code but 0 for a failure, and may start all over.
+    return EXIT_REJECTED if summary.counts.rejected and not summary.launched else EXIT_OK
 
 
 def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:

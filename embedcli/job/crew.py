@@ -38,7 +38,8 @@ def is_suspect(board: Board, index: int) -> bool:
 
 
 def save_work(shop: Workshop, units: Sequence[int]) -> None:
-    """Leave what another process needs to know in the run's directory, which is closed to other users."""
+    """Leave what other processes need to know in the run's directory, which is closed to other users."""
+    _ = shop.known  # its index is built once, for all
     unfinished, values = shop.stage.unfinished(), {one.name: getattr(shop, one.name) for one in fields(shop)}
     unfinished.write_bytes(pickle.dumps((values, list(units))))
     unfinished.rename(shop.stage.run / _WORK)
@@ -98,9 +99,6 @@ class Crew:
                 if all(worker.given_up for worker in workers):
                     raise DeviceError("every worker keeps dying", self._last_words(workers[-1]))
                 self._tick()
-            for worker in workers:
-                if worker.process is not None:
-                    worker.process.wait()
         for index in sorted(self.suspects):
             self._narrow(index)
 
@@ -162,7 +160,9 @@ class Crew:
             if is_suspect(self.board, index):
                 self.suspects.add(index)
                 self.board.claim(index)
-        worker.deaths, worker.early = worker.deaths + 1, 0 if held else worker.early + 1
+        beat = self._beat(worker)
+        worker.deaths = 1 if beat and beat.finished else worker.deaths + 1
+        worker.early = 0 if held else worker.early + 1
         what = f"unit {held[0]} is {'put aside' if held[0] in self.suspects else 'tried again'}" if held else ""
         worker.given_up = worker.deaths >= _DEATHS or worker.early >= _EARLY_DEATHS
         then = "given up" if worker.given_up else "started again"

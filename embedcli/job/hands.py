@@ -42,7 +42,6 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
         return model
 
     if world.size > 1:
-        _ = shop.known  # its index is built once, for all ranks
         crew.save_work(shop, units)
     on_done = outcome.send_ready if world.size == 1 else outcome.show
     with watchdog(board, job.run.watchdog, watcher.warn):
@@ -56,7 +55,7 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
         team.run()
         outcome.summary.workers, outcome.summary.restarts = len(places), team.restarts
     if world.size > 1:
-        outcome.summary.workers = world.size
+        outcome.summary.workers, outcome.summary.launched = world.size, True
 
 
 def assist(job: Job, world: launch.World) -> None:

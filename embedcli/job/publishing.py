@@ -26,6 +26,7 @@ class Outcome:
         self._stdout, self._sent = stdout, 0
         self._stream: streams.Stream | None = None
         self._shown_rows = self._shown_tokens = 0
+        self._warned = False
         self._done: dict[int, Result] = {}
 
     def look_at(self, draft: Draft) -> None:
@@ -34,8 +35,6 @@ class Outcome:
             prefix = self.shop.job.template.prefix.strip()
             self._watcher.warn(f"texts start with {prefix!r} already, which the template puts before them once more")
             self._warned = True
-
-    _warned = False
 
     def advance(self, rows: int, tokens: int) -> None:
         """Tell the watcher what this process has done itself."""

@@ -89,7 +89,8 @@ class Counts:
 class Summary:
     """What a run did, for the closing words and `--report`. Times are in seconds, summed over the workers.
 
-    `update` tells whether an earlier output was reused, `published` whether the output had to change.
+    `launched` tells whether the processes are ranks of a launcher, `update` whether an earlier output was reused,
+    `published` whether the output had to change.
     """
 
     output: str
@@ -99,6 +100,7 @@ class Summary:
     device: str = ""
     dtype: str = ""
     workers: int = 1
+    launched: bool = False
     restarts: int = 0
     update: bool = False
     published: bool = True

@@ -45,7 +45,7 @@ def work_through(
         if board.is_done(index) or not board.claim(index):
             continue
         try:
-            board.beat(stage="reading", unit=index, rows=0, tokens=0)
+            board.beat(stage="reading", unit=index, rows=0, of=shop.corpus.units[index].rows, tokens=0)
             draft = shop.draft(index)
             on_draft(draft)
             if len(draft.missing) and model is None:

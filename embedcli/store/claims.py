@@ -22,7 +22,8 @@ _BEAT_SECONDS = 0.2
 class Beat:
     """What a worker says of itself; a new number of moves means that it lives.
 
-    rows and tokens are those of its unit so far, moves count what it has done since it started.
+    rows (of so many) and tokens are those of its unit so far; moves count what it has done since it started, finished
+    its units.
     """
 
     worker: str
@@ -30,8 +31,10 @@ class Beat:
     stage: str = "starting"
     unit: int | None = None
     rows: int = 0
+    of: int = 0
     tokens: int = 0
     moves: int = 0
+    finished: int = 0
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Board:
         """Say what became of a unit."""
         self._put(self.stage.run / "done" / f"{index:06d}", result)
         self.stage.attempts(index).unlink(missing_ok=True)
+        self._beat = replace(self._beat, finished=self._beat.finished + 1)
 
     def is_done(self, index: int) -> bool:
         """Is a unit finished?"""
