@@ -158,6 +158,20 @@ def test_what_cannot_go_together(cli, tmp_path):
         assert cli("encode", corpus, *HASH, *options).code == 2
 
 
+def test_what_else_lies_in_a_directory_is_no_part_of_it(cli, check, rows, tmp_path):
+    output = f"{tmp_path}/out/"
+    check(rows, output)
+    (tmp_path / "out" / "part-of-a-note").write_text("x")
+    report = encode(cli, tmp_path / "corpus.jsonl", output, "--update")[1]
+    assert counts(report, *CHANGES) == (9_000, 0, 0, 0)
+    names = {path.name for path in (tmp_path / "out").glob("part-0*")}
+    (tmp_path / "out" / "part-of-a-note").unlink()
+    rows[0]["text"] = "changed"
+    assert check(rows, output)[0] == (8_999, 1, 1, 0)
+    # A reader that had listed the parts of one version finds none of them in the next: no mixture is ever read.
+    assert not names & {path.name for path in (tmp_path / "out").glob("part-0*")}
+
+
 def test_somebody_elses_folder_is_left_alone(cli, tmp_path):
     corpus = write(tmp_path / "c.jsonl", [{"text": "a"}])
     (tmp_path / "theirs").mkdir()

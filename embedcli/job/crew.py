@@ -39,7 +39,7 @@ def is_suspect(board: Board, index: int) -> bool:
 
 def save_work(shop: Workshop, units: Sequence[int]) -> None:
     """Leave what other processes need to know in the run's directory, which is closed to other users."""
-    _ = shop.known  # its index is built once, for all
+    _ = shop.lookup.known  # its index is built once, for all
     unfinished, values = shop.stage.unfinished(), {one.name: getattr(shop, one.name) for one in fields(shop)}
     unfinished.write_bytes(pickle.dumps((values, list(units))))
     unfinished.rename(shop.stage.run / _WORK)
@@ -51,7 +51,9 @@ def read_work(stage: staging.Staging, job: Job | None = None) -> tuple[Workshop,
         values, units = pickle.loads((stage.run / _WORK).read_bytes())
     except FileNotFoundError:
         return None
-    own = {"job": replace(job, run=values["job"].run), "stage": stage} if job else {}
+    if job is None:
+        return Workshop(**values), units
+    own = {"job": replace(job, run=values["job"].run), "stage": replace(stage, version=values["stage"].version)}
     return Workshop(**{**values, **own}), units
 
 

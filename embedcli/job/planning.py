@@ -33,7 +33,9 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) 
     folders = [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
     if not dry:
         stage.adopt(signature)
-    previous = reuse.blocks_of(Path(job.output.path)) if has_previous(job) else []
+    version = hashlib.sha256(f"{signature} {job.recipe.id} {job.output.vector_type}".encode()).hexdigest()[:8]
+    stage = replace(stage, version=version)
+    previous = _previous_blocks(Path(job.output.path)) if has_previous(job) else []
     earlier = [block for folder in folders for part in sorted(folder.iterdir()) for block in _blocks_if_sound(part)]
     return Workshop(job, corpus, stage, previous, _candidates(corpus, previous, job), earlier)
 
@@ -73,6 +75,12 @@ def has_previous(job: Job) -> bool:
     return job.run.update and (path.is_file() or (path / staging.MANIFEST).is_file())
 
 
+def _previous_blocks(path: Path) -> list[reuse.Block]:
+    """The row groups of an output; of a directory those of the parts that it lists, whatever else lies there."""
+    files = [path / part["file"] for part in publish.manifest_of(path)["parts"]] if path.is_dir() else [path]
+    return [block for file in files for block in reuse.blocks_of(file)]
+
+
 def _provenance_if_sound(part: Path) -> dict[str, Any] | None:
     try:
         with parts.open_file(part) as file:
@@ -102,6 +110,6 @@ def _candidates(corpus: Corpus, previous: Sequence[reuse.Block], job: Job) -> di
     """For each unit the row group of the earlier output that would be its own if nothing changed."""
     units = [index for index, unit in enumerate(corpus.units) if unit.rows]
     if Path(job.output.path).is_dir():
-        by_name = {block.path.name: number for number, block in enumerate(previous)}
-        return {index: by_name[name] for index in units if (name := parts.part_name(index)) in by_name}
+        by_unit = {parts.part_index(block.path.name): number for number, block in enumerate(previous)}
+        return {index: by_unit[index] for index in units if index in by_unit}
     return dict(zip(units, range(len(previous)), strict=False))

@@ -7,8 +7,9 @@ from typing import Any
 
 from embedcli import encoder
 from embedcli.config import STDOUT
+from embedcli.job.draft import Draft
 from embedcli.job.summary import Job
-from embedcli.job.unit import Draft, Workshop
+from embedcli.job.unit import Workshop
 from embedcli.records import Rendered
 
 _SAMPLE = 1024

@@ -8,8 +8,9 @@ import numpy as np
 from embedcli.config import STDOUT
 from embedcli.errors import DataError
 from embedcli.job import planning, provenance
+from embedcli.job.draft import Draft, Result
 from embedcli.job.summary import Summary, Watcher
-from embedcli.job.unit import Draft, Result, Workshop
+from embedcli.job.unit import Workshop
 from embedcli.records import Reject
 from embedcli.store import parts, publish, reuse, streams
 from embedcli.store.claims import Board
@@ -134,7 +135,7 @@ class Outcome:
         if previous:
             self.summary.counts.removed = self._removed(blocks)
         if self.shop.job.output.directory:
-            wanted = {parts.part_name(index): result.rows for index, result in found.items()}
+            wanted = {stage.part(index).name: result.rows for index, result in found.items()}
             publish.publish_directory(stage, self.shop.schema, said, wanted)
         else:
             publish.publish_file(stage, self.shop.schema, said, blocks)

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from embedcli import encoder, templates
 from embedcli.errors import ConfigurationError, DeviceError
+from embedcli.job.draft import Draft
 from embedcli.job.summary import Job
-from embedcli.job.unit import Draft, Workshop
+from embedcli.job.unit import Workshop
 from embedcli.store.claims import Board
 
 # Gives the model, or None where a crew should take over.

@@ -26,9 +26,18 @@ _HASH_TYPE = pa.binary(16)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def part_name(index: int) -> str:
-    """The file name of a unit's part."""
-    return f"part-{index:06d}.parquet"
+def part_name(index: int, version: str) -> str:
+    """The file name of a unit's part.
+
+    Parts of different versions of a directory have different names: a reader that has listed one version and opens the
+    parts of the next would otherwise read a mixture, without an error.
+    """
+    return f"part-{index:06d}-{version}.parquet"
+
+
+def part_index(name: str) -> int:
+    """The unit that a part's file name tells."""
+    return int(name.split("-")[1])
 
 
 def own_columns(name: str) -> tuple[str, str, str, str]:

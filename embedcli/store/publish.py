@@ -42,8 +42,8 @@ def publish_directory(
     """
     assert stage.output is not None
     if not wanted:  # an empty corpus still has columns
-        parts.write(stage.parts / parts.part_name(0), schema, provenance, [])
-        wanted = {parts.part_name(0): 0}
+        parts.write(stage.part(0), schema, provenance, [])
+        wanted = {stage.part(0).name: 0}
     for found in stage.parts.iterdir():
         if found.name not in wanted:
             found.unlink()

@@ -34,13 +34,10 @@ class Block:
 
 
 def blocks_of(path: Path) -> list[Block]:
-    """All row groups of a file, or of a dataset directory's parts in order. Raises DataError where one is damaged."""
-    found = []
-    for file in sorted(path.glob("part-*.parquet")) if path.is_dir() else [path]:
-        with parts.open_file(file) as opened:
-            groups = range(opened.metadata.num_row_groups)
-            found += [Block(file, group, opened.metadata.row_group(group).num_rows) for group in groups]
-    return found
+    """All row groups of a file. Raises DataError where it is damaged."""
+    with parts.open_file(path) as opened:
+        groups = range(opened.metadata.num_row_groups)
+        return [Block(path, group, opened.metadata.row_group(group).num_rows) for group in groups]
 
 
 class Shelf:

@@ -32,11 +32,15 @@ _KEPT = ("output", "rejected", "earlier", "attempts")
 
 @dataclass(frozen=True)
 class Staging:
-    """An open staging directory. `output` is None where the vectors go to a stream."""
+    """An open staging directory. `output` is None where the vectors go to a stream.
+
+    `token` is that of the run; `version` stands for the output that it makes, and is the same in equal runs.
+    """
 
     path: Path
     output: Path | None
     token: str
+    version: str = ""
 
     @property
     def run(self) -> Path:
@@ -55,7 +59,7 @@ class Staging:
 
     def part(self, index: int) -> Path:
         """The name of a unit's part once it is durable."""
-        return self.parts / parts.part_name(index)
+        return self.parts / parts.part_name(index, self.version)
 
     def rejected(self, index: int) -> Path:
         """The file of a unit's rows that the model gave no vector for."""
