@@ -6,6 +6,7 @@ No times, no paths, no counts of workers: equal runs write equal bytes.
 import importlib.metadata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import embedcli
@@ -48,8 +49,13 @@ def of_part(job: Job, made: Sequence[Made]) -> dict[str, Any]:
         "vector_type": job.output.vector_type,
         "dtype": ", ".join(dict.fromkeys(one.dtype for one in made)),
         "device": ", ".join(dict.fromkeys(one.device for one in made)),
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "libraries": dict(_versions()),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
 def of_output(job: Job, made: Sequence[Made], counts: Counts) -> dict[str, Any]:
