@@ -94,7 +94,7 @@ def test_kills_at_random(kind, processes, corpus, whole, tmp_path, full):
     if kind == "directory":
         assert run_process("encode", corpus, *HASH, "-o", f"{tmp_path}/whole/").code == 0
         expected = content(tmp_path / "whole")
-    rounds, rng, completed = 200 if full else 12, random.Random(processes), 0
+    rounds, rng, completed = 200 if full else 8, random.Random(processes), 0
     with read_all_the_time(output) as reader:
         for _ in range(rounds):
             process = start_encode(corpus, name, "--num-processes", processes, start_new_session=True)
@@ -202,7 +202,7 @@ def test_every_call_that_writes_may_fail(kind, fault, tmp_path, full):
     strace(command, "-e", f"trace={CALLS}", log=tmp_path / "log")
     calls = re.findall(r"^\d+ +(\w+)\(", (tmp_path / "log").read_text(), re.MULTILINE)
     points = [(call, calls[: at + 1].count(call)) for at, call in enumerate(calls)]
-    step = 1 if full else max(1, len(points) // 12)
+    step = 1 if full else max(1, len(points) // 8)
     codes = {}
     for call, number in points[::step]:
         shutil.rmtree(output.parent)
@@ -354,10 +354,10 @@ def test_memory_does_not_depend_on_the_corpus(kind, tmp_path, full):
                 number = random.getrandbits(64)
                 texts = [f"{number} {i} {'words of a passage ' * 50}" for i in range(10_000)]
                 writer.write_table(pa.table({"id": range(10_000), "text": texts}, schema=schema))
-    share = 10 if full else 3  # of few units a tenth is no measure
+    share, most = (10, 1.1) if full else (3, 1.2)  # of few units a tenth is no measure, and allocators take a while
     command = [sys.executable, "-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "o"]
     early, last = peak_memory(command, corpus.stat().st_size / 2**24 / share)
     print(
         f"\n{corpus.stat().st_size / 1e6:.0f} MB of {kind}: peak {early / 1e6:.0f} MB at 1/{share}, {last / 1e6:.0f} MB in all"
     )
-    assert last <= 1.1 * early
+    assert last <= most * early
