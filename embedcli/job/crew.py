@@ -19,7 +19,7 @@ from embedcli.errors import DeviceError, EmbedcliError
 from embedcli.job.summary import Job, Watcher
 from embedcli.job.unit import Workshop
 from embedcli.store import staging
-from embedcli.store.claims import Beat, Board
+from embedcli.store.claims import Beat, Board, Pulse
 
 _WORK = "work.pickle"
 _TICK_SECONDS = 0.05
@@ -66,8 +66,7 @@ class _Worker:
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     early: int = 0
-    moves: int = -1
-    moved: float = 0.0
+    pulse: Pulse = field(default_factory=Pulse)
     stuck: bool = False
     given_up: bool = False
 
@@ -108,7 +107,7 @@ class Crew:
         return set(self.units) - self.suspects - self.board.done()
 
     def _tick(self) -> None:
-        self._raise_failure()
+        raise_failure(self.board)
         self.watcher.workers([beat for beat in self.board.beats() if beat.worker != self.board.worker])
         self.on_tick()
         time.sleep(_TICK_SECONDS)
@@ -122,29 +121,22 @@ class Crew:
             elif (code := worker.process.poll()) is None:
                 self._check_pulse(worker)
             elif code == 0:
-                worker.process = None if self._unclaimed() else worker.process
+                worker.process = None if self.board.any_free(self._left()) else worker.process
             else:
-                self._raise_failure()  # it has said why
+                raise_failure(self.board)  # it has said why
                 self._bury(worker, code)
-
-    def _unclaimed(self) -> bool:
-        return any(not self.board.holder(index) for index in self._left())
 
     def _start(self, worker: _Worker, *order: str) -> None:
         stage, job = self.shop.stage, self.shop.job
         arguments = [str(stage.path), stage.token, str(worker.number), worker.device, str(os.getpid()), *order]
         log, needs_torch = self._log(worker), not job.checkpoint.is_hash
         worker.process = launch.start(arguments, worker.device, len(self.devices), log, needs_torch)
-        worker.moves, worker.moved, worker.stuck = -1, time.monotonic(), False
+        worker.pulse, worker.stuck = Pulse(), False
 
     def _check_pulse(self, worker: _Worker) -> None:
         """End a worker that shows no progress; it then counts as one that died."""
         beat = self._beat(worker)
-        moves = beat.moves if beat else -1
-        if moves != worker.moves:
-            worker.moves, worker.moved = moves, time.monotonic()
-        limit = self.shop.job.run.watchdog
-        if 0 < limit < time.monotonic() - worker.moved:
+        if worker.pulse.is_still(beat.moves if beat else -1, self.shop.job.run.watchdog):
             assert worker.process is not None
             worker.stuck = True
             worker.process.kill()
@@ -178,10 +170,6 @@ class Crew:
 
     def _log(self, worker: _Worker) -> Path:
         return self.shop.stage.run / f"worker-{worker.number}.log"
-
-    def _raise_failure(self) -> None:
-        for failure in self.board.failures():
-            raise restored(failure)
 
     def _narrow(self, index: int) -> None:
         """Find the texts of a unit that kill, and have the unit done without them."""
@@ -219,7 +207,7 @@ class Crew:
         while (code := worker.process.poll()) is None:
             self._check_pulse(worker)
             self._tick()
-        self._raise_failure()
+        raise_failure(self.board)
         self.restarts += code != 0
         if worker.stuck:
             return f"no progress for {self.shop.job.run.watchdog:g} s"
@@ -256,7 +244,8 @@ def as_failure(error: Exception) -> dict[str, str]:
     return {"kind": "", "message": f"{type(error).__name__}: {error}", "hint": ""}
 
 
-def restored(failure: dict[str, str]) -> Exception:
-    """The error that a worker wrote down."""
-    kind = getattr(errors, failure["kind"], None)
-    return kind(failure["message"], failure["hint"]) if kind else RuntimeError(failure["message"])
+def raise_failure(board: Board) -> None:
+    """Raise the error that a worker wrote down, if one did."""
+    for failure in board.failures():
+        kind = getattr(errors, failure["kind"], None)
+        raise kind(failure["message"], failure["hint"]) if kind else RuntimeError(failure["message"])

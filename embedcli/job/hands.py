@@ -1,6 +1,7 @@
 """Who does the units: this process, a crew of workers on this machine, or the ranks of a launcher."""
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ from embedcli.job.summary import Job, Watcher, timed
 from embedcli.job.unit import Workshop
 from embedcli.job.work import load_model, watchdog, work_through
 from embedcli.store import staging
-from embedcli.store.claims import Board
+from embedcli.store.claims import Board, Pulse
 
 _POLL_SECONDS = 0.2
 
@@ -78,19 +79,16 @@ def assist(job: Job, world: launch.World) -> None:
 
 def _wait_for_others(units: Sequence[int], board: Board, limit: float, watcher: Watcher, outcome: Outcome) -> bool:
     """Wait until all units are done: False; or until one is free again, whose rank shows no progress: True."""
-    moves: dict[str, tuple[int, float]] = {}
+    pulses: defaultdict[str, Pulse] = defaultdict(Pulse)
     while left := set(units) - board.done():
-        for failure in board.failures():
-            raise crew.restored(failure)
-        if any(not board.holder(index) for index in left):
+        crew.raise_failure(board)
+        if board.any_free(left):
             return True
-        now, beats = time.monotonic(), board.beats()
+        beats = board.beats()
         watcher.workers(beats)
         outcome.show()
         for beat in beats:
-            if moves.setdefault(beat.worker, (beat.moves, now))[0] != beat.moves:
-                moves[beat.worker] = (beat.moves, now)
-            elif 0 < limit < now - moves[beat.worker][1]:
+            if pulses[beat.worker].is_still(beat.moves, limit):
                 for index in board.claimed_by(beat.worker):
                     board.release(index)
         time.sleep(_POLL_SECONDS)

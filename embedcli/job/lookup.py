@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,17 @@ class Lookup:
 
     def __post_init__(self) -> None:
         self._shelf = reuse.Shelf()
-        self._known: reuse.Known | None = None
+        self._earlier_of: dict[int, list[reuse.Block]] = {}
+        for block in self.earlier:
+            self._earlier_of.setdefault(parts.part_index(block.path.name), []).append(block)
 
-    @property
+    @cached_property
     def known(self) -> reuse.Known | None:
         """All vectors that can be looked up; None where there are none. The index is built when it is first needed."""
         blocks = [*self.earlier, *self.previous]
-        if self._known is None and blocks:
-            if not reuse.has_index(self.stage.run):
-                reuse.build_index(blocks, self.stage.run)
-            self._known = reuse.Known(blocks, self.stage.run, self._shelf)
-        return self._known
+        if blocks and not reuse.has_index(self.stage.run):
+            reuse.build_index(blocks, self.stage.run)
+        return reuse.Known(blocks, self.stage.run, self._shelf) if blocks else None
 
     def fill_in(self, draft: Draft) -> Draft:
         """Find what can stay as it is; else look every text up. Raises DataError where the output is damaged."""
@@ -55,8 +56,8 @@ class Lookup:
         own = self.stage.part(draft.index)
         if own.exists() and (kept := self._keep_own(draft, own)):
             return kept
-        for block in self.earlier:
-            if parts.part_index(block.path.name) == draft.index and self._is_whole(block, draft):
+        for block in self._earlier_of.get(draft.index, ()):
+            if self._is_whole(block, draft):
                 draft.kept_part = block.path
                 return self._kept(draft, block, "resumed")
         number = self.candidates.get(draft.index)

@@ -4,9 +4,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from embedcli import sources
+from embedcli.config import DType
 from embedcli.errors import DataError
 from embedcli.job import provenance
 from embedcli.job.summary import Job, Watcher
@@ -22,7 +23,7 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) 
     Raises ConfigurationError where those are of another recipe, and what `sources.plan` raises.
     """
     found = _check_recipes(job, stage)
-    if job.run.dtype == "auto" and (dtypes := {one["dtype"] for one in found if one["dtype"] in parts.DTYPES}):
+    if job.run.dtype == "auto" and (dtypes := {one["dtype"] for one in found if one["dtype"] in get_args(DType)}):
         job = replace(job, run=replace(job.run, dtype=sorted(dtypes)[0]))
     corpus = sources.plan(job.inputs, job.input, stage.run)
     for note in corpus.notes:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from embedcli.errors import ConfigurationError, DeviceError
 from embedcli.job.draft import Draft
 from embedcli.job.summary import Job
 from embedcli.job.unit import Workshop
-from embedcli.store.claims import Board
+from embedcli.store.claims import Board, Pulse
 
 # Gives the model, or None where a crew should take over.
 Load = Callable[[], encoder.Encoder | None]
@@ -78,11 +77,9 @@ def watchdog(board: Board, seconds: float, warn: Callable[[str], None]) -> Itera
     ended = threading.Event()
 
     def watch() -> None:
-        last, since = board.moves, time.monotonic()
+        pulse = Pulse()
         while not ended.wait(min(1.0, seconds / 4)):
-            if board.moves != last:
-                last, since = board.moves, time.monotonic()
-            elif time.monotonic() - since > seconds:
+            if pulse.is_still(board.moves, seconds):
                 warn(f"no progress for {seconds:g} s: given up; the same command continues (--watchdog sets the time)")
                 os._exit(DeviceError.exit_code)
 

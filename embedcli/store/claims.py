@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,20 @@ class Beat:
     tokens: int = 0
     moves: int = 0
     finished: int = 0
+
+
+class Pulse:
+    """How long a worker has shown no move."""
+
+    def __init__(self) -> None:
+        self._moves, self._since = -1, time.monotonic()
+
+    def is_still(self, moves: int, limit: float) -> bool:
+        """Has the number of moves been this one for more than `limit` seconds? Never, where the limit is 0."""
+        now = time.monotonic()
+        if moves != self._moves:
+            self._moves, self._since = moves, now
+        return 0 < limit < now - self._since
 
 
 @dataclass
@@ -75,6 +89,10 @@ class Board:
     def holder(self, index: int) -> str:
         """The worker that has taken a unit; empty where nobody has."""
         return _read(self._claim(index))
+
+    def any_free(self, units: Iterable[int]) -> bool:
+        """Is one of the units taken by nobody?"""
+        return any(not self.holder(index) for index in units)
 
     def attempts(self, index: int) -> int:
         """How often a unit was begun and not finished."""

@@ -22,8 +22,6 @@ FORMAT_VERSION = 1
 METADATA_KEY = b"embedcli"
 _VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _HASH_TYPE = pa.binary(16)
-# The number formats that a model's weights may have had.
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def part_name(index: int, version: str) -> str:
@@ -122,7 +120,7 @@ def write(
 
 def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: Iterable[pa.Table], durable: bool) -> int:
     rows = 0
-    full = schema.with_metadata({METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()})
+    full = with_provenance(schema, provenance)
     vector = schema.names[-4]
     with open(path, "xb") as stream:
         with pq.ParquetWriter(
@@ -140,6 +138,11 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
         if durable:
             os.fsync(stream.fileno())
     return rows
+
+
+def with_provenance(schema: pa.Schema, provenance: dict[str, Any]) -> pa.Schema:
+    """A schema whose metadata says how its vectors were made."""
+    return schema.with_metadata({METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()})
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -30,8 +30,7 @@ class ArrowStream:
 
     def __init__(self, stream: BinaryIO, schema: pa.Schema, provenance: dict[str, Any]) -> None:
         self._stream = stream
-        metadata = {parts.METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()}
-        self._writer = pa.ipc.new_stream(stream, schema.with_metadata(metadata))
+        self._writer = pa.ipc.new_stream(stream, parts.with_provenance(schema, provenance))
 
     def write(self, table: pa.Table) -> None:
         """Send a unit's table."""
