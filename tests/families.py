@@ -21,16 +21,8 @@ from tests import tiny
 
 TANH, IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
 TEXTS = [
-    "",
-    " ",
-    "\n\t",
-    "a",
-    "The sea rises and falls twice a day.",
-    "Wärme, größer, naïve café",
-    "海は一日に二度満ち引きする",
+    *tiny.ODD_TEXTS,
     "Приливы 🌊🌙 👩‍👩‍👧",
-    "العربية עברית",
-    "e\u0301 \u200b \ufeff",
     "because the moon pulls the water " * 20,
     "x" * 300,
     *(f"text number {index} " + "word " * (index % 9) for index in range(52)),

@@ -14,17 +14,9 @@ from tests import tiny
 from tests.conftest import SAMPLE
 
 TEXTS = [
-    "",
-    " ",
-    "\n\t",
-    "a",
-    "The sea rises and falls twice a day.",
+    *tiny.ODD_TEXTS,
     "because the moon pulls the water " * 20,
-    "Wärme, größer, naïve café",
-    "海は一日に二度満ち引きする",
     "Приливы и отливы 🌊🌙 👩‍👩‍👧",
-    "العربية עברית",
-    "e\u0301 \u200b \ufeff",
     "x" * 500,
     *(f"text number {index} " + "word " * (index % 50) for index in range(52)),
 ]

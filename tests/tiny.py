@@ -23,6 +23,20 @@ POOLING_FLAGS = {
 }
 
 
+# Blank, short, of many scripts, with marks and without width: what a tokenizer may stumble over.
+ODD_TEXTS = [
+    "",
+    " ",
+    "\n\t",
+    "a",
+    "The sea rises and falls twice a day.",
+    "Wärme, größer, naïve café",
+    "海は一日に二度満ち引きする",
+    "العربية עברית",
+    "e\u0301 \u200b \ufeff",
+]
+
+
 def wordpiece(path: Path, max_length: int) -> None:
     """Train and save a BERT tokenizer; characters are its last resort, so nothing is unknown but other scripts."""
     import transformers
