@@ -11,8 +11,11 @@ from typing import Any, Literal
 
 STDIN = STDOUT = "-"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Compile = Literal["auto", "on", "off"]
 OnError = Literal["fail", "reject"]
 VectorType = Literal["float32", "float16"]
+
+MANY_TOKENS = 2**62
 
 # Names, not facts: two spaces that differ only here hold the same vectors.
 _NAMES = ("model", "revision")
@@ -72,6 +75,8 @@ class RunOptions:
 
     `num_processes` None takes one for each device. `update` reuses the vectors of the output as it is, `fresh` forgets
     what an interrupted run left. `watchdog` is in seconds: how long a worker may show no progress; 0 is for ever.
+    `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that pays for about
+    `expected_tokens`, which are None until that is known.
     """
 
     device: str = "auto"
@@ -81,6 +86,8 @@ class RunOptions:
     update: bool = False
     fresh: bool = False
     watchdog: float = 1800.0
+    compile: Compile = "auto"
+    expected_tokens: int | None = None
 
 
 @dataclass(frozen=True)

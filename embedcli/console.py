@@ -288,12 +288,13 @@ def _summary_rows(run: "Summary") -> Iterator[tuple[str, str]]:
     yield "prefixed", f"{counts.prefixed:,} texts start with the template's prefix already" if counts.prefixed else ""
     if run.device:
         several = f", {run.workers} processes" if run.workers > 1 else ""
-        yield "computed", f"{run.device}, {run.dtype}, {space.dim} dimensions{several}"
+        dtype = f"{run.dtype}, compiled" if run.compiled else run.dtype
+        yield "computed", f"{run.device}, {dtype}, {space.dim} dimensions{several}"
     if encoding := seconds.get("encoding"):
         encoding = max(1e-9, encoding / run.workers)
         padding = 1 - counts.encoded_tokens / max(1, counts.padded_tokens)
         speed = f"{counts.embedded / encoding:,.0f} rows/s, {counts.encoded_tokens / encoding:,.0f} tokens/s"
-        yield "speed", f"{speed}, {padding:.1%} padding"
+        yield "speed", f"{speed}, {padding:.1%} padding; limited by {run.limited_by}"
     stages = ", ".join(
         f"{name} {duration(seconds[name])}" for name in seconds if name != "total" and seconds[name] >= 0.05
     )

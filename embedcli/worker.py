@@ -37,7 +37,7 @@ def main(path: str, token: str, number: str, device: str, parent: str, order: st
         if order:
             _obey(json.loads(Path(order).read_bytes()), shop, board, load)
         else:
-            work_through(shop, board, units, load)
+            work_through(shop, board, units, lambda draft: load())
     except Exception as error:
         board.fail(crew.as_failure(error))
         return 1
@@ -55,13 +55,14 @@ def _obey(order: dict[str, Any], shop: Workshop, board: Board, load: Callable[[]
     poison = {int(text): reason for text, reason in order["poison"].items()}
     board.beat(stage="encoding", unit=order["unit"], rows=0, tokens=0)
     if "slices" not in order:
-        board.finish(order["unit"], shop.finish(draft, model, board.advance, poison).as_dict())
+        failed = shop.encode(draft, model, board.advance, poison)
+        board.finish(order["unit"], shop.finish(draft, failed).as_dict())
         return
     for number, (start, stop) in enumerate(order["slices"]):
         board.beat(stage=f"slice {number}")
         texts = [text for text in draft.missing[start:stop] if text not in poison]
         if texts:
-            model.encode(draft.strings(texts), board.advance)
+            model.encode(model.prepare(draft.strings(texts)), board.advance)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ SAMPLE = REPOSITORY / "sample_data"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = "/nonexistent/embedcli-tests-must-not-use-the-home-cache"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "embedcli-tests-compiled")
 for _name in [name for name in os.environ if name.startswith("EMBEDCLI_")]:
     del os.environ[_name]
 

@@ -304,6 +304,7 @@ class Ours:
     template: templates.Template
     first: int
     last: int
+    packing: Any
 
 
 def ours(name: str, path: Path, texts: Sequence[str], dim: int | None = None, **changes: Any) -> Ours:
@@ -319,8 +320,9 @@ def ours(name: str, path: Path, texts: Sequence[str], dim: int | None = None, **
     found = checkpoint.read(files, facts, checkpoint.Wishes(max_length=tiny.LENGTH, dim=dim), adapter)
     model: Any = encoder.load(found, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
-    ids = model._modules.tokenizer.encode(rendered).ids[4]
-    return Ours(model.encode(rendered, lambda rows, tokens: None), template, ids[0], ids[-1])
+    ids = model.prepare(rendered).of(4).tolist()
+    encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
+    return Ours(encoded, template, ids[0], ids[-1], model._modules.packing)
 
 
 def texts_of(case: Case) -> list[str]:

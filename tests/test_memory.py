@@ -31,11 +31,12 @@ def memory(monkeypatch):
     def limit(tokens, error):
         real, sizes = forward.embed, []
 
-        def embed(modules, batch):
-            if batch.ids.numel() > tokens:
+        def embed(modules, texts, rows):
+            size = modules.computed_tokens(texts.lengths[rows])
+            if size > tokens:
                 raise error
-            sizes.append(batch.ids.numel())
-            return real(modules, batch)
+            sizes.append(size)
+            return real(modules, texts, rows)
 
         monkeypatch.setattr(forward, "embed", embed)
         return sizes

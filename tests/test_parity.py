@@ -28,7 +28,7 @@ def ours(path_or_none, texts=TEXTS, option="{text}", **wishes):
     read = checkpoint.read(files, Facts(), checkpoint.Wishes(**wishes))
     model = encoder.load(read, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
-    return model.encode(rendered, lambda rows, tokens: None)
+    return model.encode(model.prepare(rendered), lambda rows, tokens: None)
 
 
 def theirs(path, texts=TEXTS, prompt=None, **options):
@@ -114,7 +114,7 @@ def test_shorter_formats_are_close_and_normalized(dtype, tiny_bert):
     files = model_files.find(str(tiny_bert))
     model = encoder.load(checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cpu", dtype=dtype))
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
-    vectors = model.encode(rendered, lambda rows, tokens: None).vectors
+    vectors = model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
     assert (vectors * ours(tiny_bert).vectors).sum(axis=1).min() > 0.999
 
@@ -124,12 +124,11 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 
     real = forward.embed
 
-    def overflowing(modules, batch):
-        vectors, mask = real(modules, batch), batch.mask
-        long = mask.sum(dim=1) > 40
+    def overflowing(modules, tokens, rows):
+        vectors, lengths = real(modules, tokens, rows), torch.from_numpy(tokens.lengths[rows])
         if modules.dtype == torch.bfloat16:
-            vectors[long] = float("inf")
-        vectors[mask.sum(dim=1) == 2] = float("nan")  # the blank texts, whatever is tried
+            vectors[lengths > 40] = float("inf")
+        vectors[lengths == 2] = float("nan")  # the blank texts, whatever is tried
         return vectors
 
     monkeypatch.setattr(forward, "embed", overflowing)
@@ -138,7 +137,7 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
         checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cpu", dtype="bfloat16")
     )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
-    encoded = model.encode(rendered, lambda rows, tokens: None)
+    encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
     blank = [index for index, count in enumerate(encoded.tokens) if count == 2]
     assert sorted(encoded.failed) == blank != []
     assert np.isfinite(encoded.vectors).all()
@@ -154,4 +153,4 @@ def test_minilm_on_cuda(minilm):
         checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cuda", dtype="float32")
     )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
-    assert_equal(model.encode(rendered, lambda rows, tokens: None).vectors, theirs(minilm))
+    assert_equal(model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors, theirs(minilm))

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedcli import console
-from embedcli.config import STDIN, STDOUT, DType, Facts, InputOptions, OnError, OutputOptions, RunOptions, VectorType
+from embedcli.config import (
+    STDIN,
+    STDOUT,
+    Compile,
+    DType,
+    Facts,
+    InputOptions,
+    OnError,
+    OutputOptions,
+    RunOptions,
+    VectorType,
+)
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -67,7 +78,12 @@ def encode(
         DType, _option("Number format of the weights; auto: bfloat16 where it is faster.", "--dtype")
     ] = "auto",
     device: Annotated[str, _option("auto, cpu, cuda or cuda:1.", "--device")] = "auto",
-    batch_tokens: Annotated[int | None, _option("Tokens per batch, padding included.", "--batch-tokens", min=1)] = None,
+    batch_tokens: Annotated[
+        str, _option("Tokens per batch, padding included; auto: what suits the device.", "--batch-tokens")
+    ] = "auto",
+    compile: Annotated[  # noqa: A002 - the option's name
+        Compile, _option("Compile the model; auto: where the amount of work pays for it (CPUs with AMX).", "--compile")
+    ] = "auto",
     num_processes: Annotated[
         int | None, _option("Worker processes. Default: one for each CUDA device, else one.", "--num-processes", min=1)
     ] = None,
@@ -151,9 +167,19 @@ def encode(
             on_error=on_error,
         ),
         output=output_options,
-        run=RunOptions(device, dtype, batch_tokens, num_processes, update, fresh, watchdog),
+        run=RunOptions(
+            device, dtype, _batch_tokens(batch_tokens), num_processes, update, fresh, watchdog, compile=compile
+        ),
     )
     return _look_ahead(job, quiet, report) if dry_run else _run(job, quiet, report)
+
+
+def _batch_tokens(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if not value.isdecimal() or int(value) < 1:
+        raise UsageError(f"--batch-tokens {value!r} is neither auto nor a number from 1 on")
+    return int(value)
 
 
 def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None) -> None:

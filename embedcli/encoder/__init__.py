@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,11 +42,18 @@ class Encoder(Protocol):
     def dtype(self) -> str:
         """The number format of the weights."""
 
+    @property
+    def compiled(self) -> bool:
+        """Does compiled code do the work?"""
+
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Tokens of each string, special ones included, nothing cut."""
 
-    def encode(self, rendered: Rendered, on_batch: OnBatch) -> Encoded:
-        """Encode texts; vectors come in the order of the texts. `on_batch(rows, tokens)` reports progress."""
+    def prepare(self, rendered: Rendered) -> Any:
+        """What `encode` takes: the texts as tokens. May run while another thread encodes."""
+
+    def encode(self, prepared: Any, on_batch: OnBatch) -> Encoded:
+        """Encode prepared texts; vectors come in the order of the texts. `on_batch(rows, tokens)` reports progress."""
 
 
 def load(checkpoint: Checkpoint, options: RunOptions) -> Encoder:
@@ -59,7 +66,7 @@ def load(checkpoint: Checkpoint, options: RunOptions) -> Encoder:
     from embedcli.encoder.forward import TorchEncoder
     from embedcli.encoder.loading import load_modules
 
-    return TorchEncoder(load_modules(checkpoint, options), options)
+    return TorchEncoder(load_modules(checkpoint, options))
 
 
 def count_tokens(checkpoint: Checkpoint, rendered: Rendered) -> list[int]:
@@ -78,4 +85,5 @@ def token_ids(checkpoint: Checkpoint, rendered: Rendered) -> list[list[int]]:
     environment.prepare()
     from embedcli.encoder.loading import load_tokenizer
 
-    return load_tokenizer(checkpoint).encode(rendered).ids
+    tokens = load_tokenizer(checkpoint).encode(rendered)
+    return [tokens.of(index).tolist() for index in range(len(rendered.strings))]

@@ -19,12 +19,20 @@ def prepare() -> None:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # The choice made here keeps the tokenizers' warning about forks away.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Compiled code is kept beside other tools' caches, closed to other users, not in the common temporary folder.
+    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "embedcli" / "compiled"))
 
 
 def has_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """True where bfloat16 products run on tiles. (Without them they are slower than float32: measured 0.6 times.)"""
     announced, described = _tiles(cpuinfo)
     return announced and described
+
+
+def announces_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """True where compiled code can use tiles: it goes by the announcement and knows their shapes."""
+    return _tiles(cpuinfo)[0]
 
 
 def _avoid_undescribed_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> None:

@@ -1,31 +1,31 @@
 """Token ids into vectors: batches through the transformer, pooling, layers, cut and normalization."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedcli.config import RunOptions
 from embedcli.encoder import Encoded, OnBatch
-from embedcli.encoder.batching import batches
+from embedcli.encoder.batching import Rows, batches, groups, packs
 from embedcli.encoder.loading import Modules
+from embedcli.encoder.packing import unpacked
 from embedcli.encoder.pooling import POOLINGS
-from embedcli.encoder.tokenize import Tokenizer, Tokens
+from embedcli.encoder.tokenize import Tokens
 from embedcli.records import Rendered
 
-# Measured: larger batches leave a CPU's caches and are slower; a GPU wants many rows at once.
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
+# States [n, T, H] of n texts, and the mask of the tokens that are pooled, int64 [n, T].
+Block = tuple[Tensor, Tensor]
 
 
 class TorchEncoder:
     """Encodes with a loaded model on one device."""
 
-    def __init__(self, modules: Modules, options: RunOptions) -> None:
+    def __init__(self, modules: Modules) -> None:
         self._modules = modules
-        self._budget = options.batch_tokens or _BATCH_TOKENS.get(modules.device.type, 4096)
+        self._budget = modules.batch_tokens
 
     @property
     def device(self) -> str:
@@ -38,38 +38,51 @@ class TorchEncoder:
         """The number format of the weights."""
         return str(self._modules.dtype).removeprefix("torch.")
 
+    @property
+    def compiled(self) -> bool:
+        """Does compiled code do the work?"""
+        return self._modules.compiled is not None
+
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Tokens of each string, special ones included, nothing cut."""
         return self._modules.tokenizer.count(strings)
 
+    def prepare(self, rendered: Rendered) -> Tokens:
+        """Tokenize, on all cores."""
+        return self._modules.tokenizer.encode(rendered)
+
     @torch.inference_mode()
-    def encode(self, rendered: Rendered, on_batch: OnBatch) -> Encoded:
-        """Encode texts to float32 [n, dim], in the order given."""
-        modules = self._modules
-        tokens = modules.tokenizer.encode(rendered)
-        lengths = np.array([len(row) for row in tokens.ids], dtype=np.int32)
+    def encode(self, prepared: Tokens, on_batch: OnBatch) -> Encoded:
+        """Encode texts to float32 [n, dim], in the order given. Vectors leave the device once, at the end."""
+        modules, tokens, lengths = self._modules, prepared, prepared.lengths
         vectors = torch.zeros((len(lengths), modules.checkpoint.dim), device=modules.device)
         padded = 0
         failed: dict[int, str] = {}
-        pending = [*batches(lengths, self._budget)][::-1]
+        pending = self._batches(lengths, np.arange(len(lengths)))
         while pending:
-            indices = pending.pop()
-            batch = pad(tokens, indices.tolist(), modules.tokenizer)
-            found = _if_it_fits(partial(embed, modules, batch))
-            if found is None and len(indices) > 1:
-                self._budget = len(indices) // 2 * int(lengths[indices[0]])
-                rest = np.concatenate([indices, *pending[::-1]])
-                pending = [rest[some] for some in batches(lengths[rest], self._budget)][::-1]
+            rows = pending.pop()
+            found = _if_it_fits(partial(embed, modules, tokens, rows))
+            if found is None and len(rows) > 1:
+                self._budget = len(rows) // 2 * int(lengths[rows[0]])
+                pending = self._batches(lengths, np.concatenate([rows, *pending[::-1]]))
                 continue
             if found is None:
-                failed[int(indices[0])] = f"its {lengths[indices[0]]} tokens don't fit into the device's memory"
+                failed[int(rows[0])] = f"its {lengths[rows[0]]} tokens don't fit into the device's memory"
             else:
-                vectors[torch.from_numpy(indices).to(modules.device)] = found
-                padded += batch.ids.numel()
-            on_batch(len(indices), int(lengths[indices].sum()))
+                vectors[torch.from_numpy(rows).to(modules.device)] = found
+                padded += modules.computed_tokens(lengths[rows])
+            on_batch(len(rows), int(lengths[rows].sum()))
         failed |= self._repair(vectors, tokens, failed)
-        truncated = np.array(tokens.truncated, dtype=np.bool_)
-        return Encoded(vectors.cpu().numpy(), lengths, truncated, padded, failed)
+        return Encoded(vectors.cpu().numpy(), lengths, tokens.truncated, padded, failed)
+
+    def _batches(self, lengths: npt.NDArray[np.int32], rows: Rows) -> list[Rows]:
+        """The batches of some rows, the first one last; what can't be packed comes first."""
+        packable = self._modules.can_pack(lengths[rows])
+        packed, padded = rows[packable], rows[~packable]
+        return [
+            *(packed[some] for some in packs(lengths[packed], self._budget)),
+            *(padded[some] for some in batches(lengths[padded], self._budget)),
+        ][::-1]
 
     def _repair(self, vectors: Tensor, tokens: Tokens, given_up: Mapping[int, str]) -> dict[int, str]:
         """Try rows without a usable vector again, alone and in float32; those that stay unusable are zeroed."""
@@ -77,20 +90,16 @@ class TorchEncoder:
         for index in torch.nonzero(~usable(vectors)).flatten().tolist():
             if index in given_up:
                 continue
-            if tokens.skipped[index] >= len(tokens.ids[index]):  # no format helps
+            if tokens.skipped[index] >= tokens.lengths[index]:  # no format helps
                 failed[index] = "it has no token beside the prompt, and this model pools none of the prompt's"
                 continue
-            vector = _if_it_fits(partial(self._alone_in_float32, tokens, index))
+            vector = _if_it_fits(partial(embed, self._modules.in_float32, tokens, np.array([index])))
             if vector is not None and usable(vector).item():
                 vectors[index] = vector[0]
             else:
                 failed[index] = "the model gives no finite vector for it, in float32 neither"
         vectors[list(failed)] = 0
         return failed
-
-    def _alone_in_float32(self, tokens: Tokens, index: int) -> Tensor:
-        again = self._modules.in_float32
-        return embed(again, pad(tokens, [index], again.tokenizer))
 
 
 def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
@@ -108,37 +117,44 @@ def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
     return None
 
 
-class Batch(NamedTuple):
-    """Token ids [B, T], the mask of tokens [B, T], and the mask of those that are pooled [B, T]; all int64."""
-
-    ids: Tensor
-    mask: Tensor
-    pooled: Tensor
-
-
-def pad(tokens: Tokens, rows: list[int], tokenizer: Tokenizer) -> Batch:
-    """The given rows as one batch, padded to the longest on the model's side."""
-    width = max(len(tokens.ids[row]) for row in rows)
-    ids = np.full((len(rows), width), tokenizer.pad_id, dtype=np.int64)
-    mask = np.zeros((len(rows), width), dtype=np.int64)
-    pooled = np.zeros((len(rows), width), dtype=np.int64)
-    for place, row in enumerate(rows):
-        own = tokens.ids[row]
-        start = width - len(own) if tokenizer.pads_left else 0
-        ids[place, start : start + len(own)] = own
-        mask[place, start : start + len(own)] = 1
-        pooled[place, start + tokens.skipped[row] : start + len(own)] = 1
-    return Batch(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pooled))
-
-
-def embed(modules: Modules, batch: Batch) -> Tensor:
+def embed(modules: Modules, tokens: Tokens, rows: Rows) -> Tensor:
     """One batch to vectors float32 [B, dim]."""
     checkpoint = modules.checkpoint
-    ids, mask, pooled = (tensor.to(modules.device) for tensor in batch)
-    states = modules.latent(modules.transformer(input_ids=ids, attention_mask=mask).last_hidden_state)
-    vectors = torch.cat([POOLINGS[name](states, pooled) for name in checkpoint.pooling], dim=1)
-    vectors = modules.layers(vectors)[:, : checkpoint.dim]
+    blocks = _packed if modules.can_pack(tokens.lengths[rows]).all() else _padded
+    pooled = [
+        torch.cat([POOLINGS[name](modules.latent(states), mask) for name in checkpoint.pooling], dim=1)
+        for states, mask in blocks(modules, tokens, rows)
+    ]
+    vectors = modules.layers(torch.cat(pooled))[:, : checkpoint.dim]
     return torch.nn.functional.normalize(vectors, dim=1) if checkpoint.normalize else vectors
+
+
+def _packed(modules: Modules, tokens: Tokens, rows: Rows) -> Iterator[Block]:
+    """A block for each length, from a pack."""
+    texts, start = groups(tokens.lengths[rows]), 0
+    states = modules.packed_states(tokens.rows(rows), texts)
+    skipped = torch.from_numpy(tokens.skipped[rows]).to(modules.device)
+    for number, (count, length) in enumerate(texts):
+        first = sum(count for count, _ in texts[:number])
+        positions = torch.arange(length, device=modules.device)
+        mask = (positions >= skipped[first : first + count, None]).long()
+        yield states[start : start + count * length].unflatten(0, (count, length)), mask
+        start += count * length
+
+
+def _padded(modules: Modules, tokens: Tokens, rows: Rows) -> Iterator[Block]:
+    """One block, padded to its longest text on the model's side."""
+    lengths, tokenizer = tokens.lengths[rows, None], modules.tokenizer
+    width = int(lengths.max())
+    places = np.arange(width) - (width - lengths if tokenizer.pads_left else 0)
+    mask = (places >= 0) & (places < lengths)
+    ids = np.full(mask.shape, tokenizer.pad_id, np.int64)
+    ids[mask] = tokens.rows(rows)
+    pooled = mask & (places >= tokens.skipped[rows, None])
+    on_device = [torch.from_numpy(values.astype(np.int64)).to(modules.device) for values in (ids, mask, pooled)]
+    with unpacked(modules.transformer, modules.packing):
+        states = modules.transformer(input_ids=on_device[0], attention_mask=on_device[1]).last_hidden_state
+    yield states, on_device[2]
 
 
 def usable(vectors: Tensor) -> Tensor:

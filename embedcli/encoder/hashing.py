@@ -22,6 +22,7 @@ class HashEncoder:
 
     device = "cpu"
     dtype = "float32"
+    compiled = False
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._full_dim = checkpoint.full_dim
@@ -32,15 +33,19 @@ class HashEncoder:
         """Words of each string, nothing cut."""
         return [len(string.split()) for string in strings]
 
-    def encode(self, rendered: Rendered, on_batch: OnBatch) -> Encoded:
+    def prepare(self, rendered: Rendered) -> Rendered:
+        """Nothing is to be done ahead."""
+        return rendered
+
+    def encode(self, prepared: Rendered, on_batch: OnBatch) -> Encoded:
         """Encode texts to float32 [n, dim]."""
-        count = len(rendered.strings)
+        count = len(prepared.strings)
         vectors = np.empty((count, self._dim), dtype=np.float32)
         tokens = np.empty(count, dtype=np.int32)
         truncated = np.zeros(count, dtype=np.bool_)
         for start in range(0, count, _ROWS_AT_ONCE):
             stop = min(count, start + _ROWS_AT_ONCE)
-            kept = [self._cut(*row) for row in zip(*(column[start:stop] for column in rendered), strict=True)]
+            kept = [self._cut(*row) for row in zip(*(column[start:stop] for column in prepared), strict=True)]
             tokens[start:stop] = [words for _, words, _ in kept]
             truncated[start:stop] = [cut for _, _, cut in kept]
             vectors[start:stop] = self._vectors([string for string, _, _ in kept])

@@ -6,8 +6,11 @@ tokens of its own, never those of the template around it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
@@ -20,11 +23,25 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of each text: token ids, special ones included; was it cut; how many first tokens pooling leaves out."""
+    """The token ids of n texts, special ones included, one text after the other.
 
-    ids: list[list[int]]
-    truncated: list[bool]
-    skipped: list[int]
+    ids: int32 [total]; starts: int64 [n], where each text begins; lengths: int32 [n]; truncated: bool [n], was it cut;
+    skipped: int32 [n], how many first tokens pooling leaves out.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int32]
+    truncated: npt.NDArray[np.bool_]
+    skipped: npt.NDArray[np.int32]
+
+    def rows(self, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
+        """The ids of some texts, one after the other."""
+        return self.ids[_ranges(self.starts[indices], self.lengths[indices])]
+
+    def of(self, index: int) -> npt.NDArray[np.int32]:
+        """The ids of one text."""
+        return self.ids[self.starts[index] : self.starts[index] + self.lengths[index]]
 
 
 class Tokenizer:
@@ -66,23 +83,45 @@ class Tokenizer:
     def count(self, strings: list[str]) -> list[int]:
         """Tokens of each string, special ones included, nothing cut."""
         special = len(self.before) + len(self.after)
-        return [special + len(encoding) for encoding in self._backend.encode_batch(strings, add_special_tokens=False)]
+        return [
+            special + len(encoding) for encoding in self._backend.encode_batch_fast(strings, add_special_tokens=False)
+        ]
 
     def encode(self, rendered: Rendered) -> Tokens:
         """Tokenize; texts over the max length lose their last tokens before the template's end."""
-        tokens = Tokens([], [], [])
+        inner: list[list[int]] = []
+        truncated = np.zeros(len(rendered.strings), np.bool_)
         for first in range(0, len(rendered.strings), _ROWS_AT_ONCE):
             rows = slice(first, first + _ROWS_AT_ONCE)
-            encodings = self._backend.encode_batch(rendered.strings[rows], add_special_tokens=False)
-            for encoding, string, start, stop in zip(encodings, *(column[rows] for column in rendered), strict=True):
-                inner = encoding.ids
-                cut = len(inner) > self._room
-                if cut:
-                    inner = _cut(inner, encoding.offsets, self._room, stop if stop < len(string) else None)
-                tokens.ids.append([*self.before, *inner, *self.after])
-                tokens.truncated.append(cut)
-                tokens.skipped.append(self._prompt_size(string, start))
-        return tokens
+            # Without offsets, which only texts with something behind them need, once they are cut.
+            encodings = self._backend.encode_batch_fast(rendered.strings[rows], add_special_tokens=False)
+            inner += [encoding.ids for encoding in encodings]
+        for row, ids in enumerate(inner):
+            if len(ids) > self._room:
+                inner[row], truncated[row] = self._cut(ids, rendered.strings[row], rendered.stops[row]), True
+        skipped = [self._prompt_size(*row) for row in zip(rendered.strings, rendered.starts, strict=True)]
+        return self._joined(inner, truncated, np.array(skipped, np.int32))
+
+    def _joined(
+        self, inner: list[list[int]], truncated: npt.NDArray[np.bool_], skipped: npt.NDArray[np.int32]
+    ) -> Tokens:
+        """All texts' ids in one array, with the special ones around each."""
+        before, after = len(self.before), len(self.after)
+        sizes = np.fromiter(map(len, inner), np.int64, len(inner))
+        lengths = sizes + before + after
+        starts = np.cumsum(lengths) - lengths
+        ids = np.empty(int(lengths.sum()), np.int32)
+        ids[_ranges(starts + before, sizes)] = np.fromiter(chain.from_iterable(inner), np.int32, int(sizes.sum()))
+        ids[starts[:, None] + np.arange(before)] = self.before
+        ids[(starts + lengths)[:, None] - after + np.arange(after)] = self.after
+        return Tokens(ids, starts, lengths.astype(np.int32), truncated, skipped)
+
+    def _cut(self, ids: list[int], string: str, text_stop: int) -> list[int]:
+        """The first tokens, then those that reach beyond `text_stop`, the template's end: as many as there is room."""
+        if text_stop == len(string):
+            return ids[: self._room]
+        offsets = self._backend.encode(string, add_special_tokens=False).offsets
+        return _without_middle(ids, offsets, self._room, text_stop)
 
     def _prompt_size(self, string: str, start: int) -> int:
         """How many first tokens are the prompt's, for models that pool the text alone.
@@ -99,15 +138,18 @@ class Tokenizer:
         return self._prompt_sizes[prompt]
 
 
-def _cut(ids: list[int], offsets: Sequence[tuple[int, int]], room: int, text_stop: int | None) -> list[int]:
-    """The first tokens, then those that reach beyond `text_stop`, the template's end, `room` in all."""
-    if text_stop is None:
-        return ids[:room]
+def _without_middle(ids: list[int], offsets: Sequence[tuple[int, int]], room: int, text_stop: int) -> list[int]:
     end = next((index for index, (_, stop) in enumerate(offsets) if stop > text_stop), len(ids))
     tail = ids[end:]
     if len(tail) >= room:
         raise ConfigurationError(f"the template's end alone has {len(tail)} tokens, more than --max-length allows")
     return ids[: room - len(tail)] + tail
+
+
+def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """The numbers from each start on, as many as its length says, one range after the other."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _special_ids(backend: Any) -> tuple[list[int], list[int]]:

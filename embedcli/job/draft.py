@@ -53,7 +53,8 @@ class Draft:
 
     hashes: voids [rows]; firsts: the rows whose text is new in the unit; texts: for each row the number of its text
     among those; own: values by text, zero for those in `missing`. kept: the unit stays as it is on disk; kept_part: the
-    part that it stays as, where that isn't its own yet.
+    part that it stays as, where that isn't its own yet. prepared: the missing texts as the model takes them, once they
+    are.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Draft:
     result: Result
     kept: bool = False
     kept_part: Path | None = None
+    prepared: Any = None
 
     def strings(self, texts: Sequence[int] | Rows) -> Rendered:
         """The rendered strings of some texts, by their numbers."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from embedcli import encoder, launch
 from embedcli.job import crew
+from embedcli.job.draft import Draft
 from embedcli.job.publishing import Outcome
 from embedcli.job.summary import Job, Watcher, timed
 from embedcli.job.unit import Workshop
@@ -23,34 +24,37 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
 
     So a run with nothing to encode starts no worker and loads no model. Raises what a unit raises, DeviceError.
     """
-    job, board = shop.job, Board(shop.stage, _name(world), outcome.advance)
+    board = Board(shop.stage, _name(world), outcome.advance)
     suspects = {index for index in outcome.units if crew.is_suspect(board, index)}
     # Units without a part first: if a model is wanted, it is wanted soon.
     units = sorted(set(outcome.units) - suspects, key=lambda index: (shop.stage.part(index).exists(), index))
 
     @cache
     def devices() -> list[str]:
-        return launch.devices(job.run, job.checkpoint.is_hash, world)
+        return launch.devices(shop.job.run, shop.job.checkpoint.is_hash, world)
 
     @cache
-    def load() -> encoder.Encoder | None:
-        if len(devices()) > 1:
-            return None
-        watcher.stage(f"loading {job.checkpoint.files.id}")
+    def model() -> encoder.Encoder:
+        watcher.stage(f"loading {shop.job.checkpoint.files.id}")
         with timed(outcome.summary.seconds, "loading"):
-            model = load_model(job, devices()[0])
+            loaded = load_model(shop.job, devices()[0])
         watcher.stage("encoding")
-        return model
+        return loaded
+
+    def load(draft: Draft) -> encoder.Encoder | None:
+        shop.expect(_expected_tokens(draft, sum(shop.corpus.units[index].rows for index in set(units) - board.done())))
+        return model() if len(devices()) == 1 else None
 
     if world.size > 1:
+        shop.expect(0)  # the ranks could not agree on more before they have read something
         crew.save_work(shop, units)
     on_done = outcome.send_ready if world.size == 1 else outcome.show
-    with watchdog(board, job.run.watchdog, watcher.warn):
+    with watchdog(board, shop.job.run.watchdog, watcher.warn):
         through = work_through(shop, board, units, load, outcome.look_at, on_done)
-    while world.size > 1 and _wait_for_others(units, board, job.run.watchdog, watcher, outcome):
+    while world.size > 1 and _wait_for_others(units, board, shop.job.run.watchdog, watcher, outcome):
         work_through(shop, board, units, load, outcome.look_at, on_done)
     if not through or suspects:
-        load.cache_clear()
+        model.cache_clear()
         places = devices()[: max(1, len(outcome.units) - len(board.done()))]  # no more workers than units
         team = crew.Crew(shop, board, units, places, watcher, outcome.show, suspects)
         team.run()
@@ -69,9 +73,8 @@ def assist(job: Job, world: launch.World) -> None:
     board = Board(stage, _name(world))
     try:
         with watchdog(board, job.run.watchdog, lambda message: None):
-            work_through(
-                shop, board, units, lambda: load_model(job, launch.devices(job.run, job.checkpoint.is_hash, world)[0])
-            )
+            place = launch.devices(job.run, job.checkpoint.is_hash, world)[0]
+            work_through(shop, board, units, lambda draft: load_model(job, place))
     except Exception as error:
         board.fail(crew.as_failure(error))
         raise
@@ -93,6 +96,12 @@ def _wait_for_others(units: Sequence[int], board: Board, limit: float, watcher: 
                     board.release(index)
         time.sleep(_POLL_SECONDS)
     return False
+
+
+def _expected_tokens(draft: Draft, rows: int) -> int:
+    """About how many tokens so many rows hold, if they are like a draft's: the missing ones, of 4 characters each."""
+    characters = sum(map(len, draft.strings(draft.missing).strings))
+    return rows * characters // (4 * max(1, len(draft.texts)))
 
 
 def _name(world: launch.World) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from embedcli import sources
-from embedcli.config import DType
+from embedcli.config import MANY_TOKENS, DType, RunOptions
 from embedcli.errors import DataError
 from embedcli.job import provenance
 from embedcli.job.summary import Job, Watcher
@@ -17,14 +17,12 @@ from embedcli.store import parts, publish, reuse, staging
 
 
 def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) -> Workshop:
-    """Cut the corpus into units and find the vectors on disk; a run with `--dtype auto` goes on in their dtype.
+    """Cut the corpus into units and find the vectors on disk; a run's `auto` goes on as they were made.
 
     A dry plan changes nothing on disk but the run's own directory.
     Raises ConfigurationError where those are of another recipe, and what `sources.plan` raises.
     """
-    found = _check_recipes(job, stage)
-    if job.run.dtype == "auto" and (dtypes := {one["dtype"] for one in found if one["dtype"] in get_args(DType)}):
-        job = replace(job, run=replace(job.run, dtype=sorted(dtypes)[0]))
+    job = replace(job, run=_as_before(job, stage))
     corpus = sources.plan(job.inputs, job.input, stage.run)
     for note in corpus.notes:
         watcher.warn(note)
@@ -41,22 +39,39 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) 
     return Workshop(job, corpus, stage, previous, _candidates(corpus, previous, job), earlier)
 
 
-def _check_recipes(job: Job, stage: staging.Staging) -> list[Mapping[str, Any]]:
-    """The provenance of what an interrupted run left, and of the output as it was: both of this run's recipe."""
-    found: list[Mapping[str, Any]] = []
+def _as_before(job: Job, stage: staging.Staging) -> RunOptions:
+    """The run's options, with `auto` as vectors on disk were made: in their dtype; compiled as an interrupted run was.
+
+    Raises ConfigurationError where what lies there is of another recipe.
+    """
+    left, before, run = _left_behind(job, stage), _updated(job), job.run
+    found = {one["dtype"] for one in (left, before) if one is not None} & set(get_args(DType))
+    if run.dtype == "auto" and found:
+        run = replace(run, dtype=sorted(found)[0])
+    if left is not None and left["dtype"]:
+        run = replace(run, expected_tokens=MANY_TOKENS if left.get("compiled") else 0)
+    return run
+
+
+def _left_behind(job: Job, stage: staging.Staging) -> Mapping[str, Any] | None:
+    """The provenance of what an interrupted run left."""
     for part in (part for folder in (stage.parts, stage.earlier) for part in sorted(folder.iterdir())):
         said = _provenance_if_sound(part)
         if said is not None:
             hint = "--fresh throws away what it left; or repeat its options to continue it"
             provenance.check_same(said, job, f"{stage.path}: left by an interrupted run", hint)
-            found.append(said)
-            break
-    if has_previous(job):
-        path = Path(job.output.path)
-        before = previous_provenance(path)
-        provenance.check_same(before, job, f"{path}: can't be updated", "without --update everything is embedded anew")
-        found.append(before)
-    return found
+            return said
+    return None
+
+
+def _updated(job: Job) -> Mapping[str, Any] | None:
+    """The provenance of the output that this run is to update."""
+    if not has_previous(job):
+        return None
+    path = Path(job.output.path)
+    said = previous_provenance(path)
+    provenance.check_same(said, job, f"{path}: can't be updated", "without --update everything is embedded anew")
+    return said
 
 
 def previous_provenance(path: Path) -> Mapping[str, Any]:

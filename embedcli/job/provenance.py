@@ -20,10 +20,11 @@ _COUNTS = ("rows_in", "rows_out", "rejected", "truncated", "blank", "tokens")
 
 @dataclass(frozen=True, order=True)
 class Made:
-    """What computed a vector: the device by name, and the number format of the weights."""
+    """What computed a vector: the device by name, the number format of the weights, and whether by compiled code."""
 
     device: str
     dtype: str
+    compiled: bool = False
 
 
 def joined(made: Iterable[Made]) -> list[Made]:
@@ -33,7 +34,7 @@ def joined(made: Iterable[Made]) -> list[Made]:
 
 def made_of(provenance: Mapping[str, Any]) -> Made:
     """What computed the vectors of a file."""
-    return Made(provenance.get("device", ""), provenance.get("dtype", ""))
+    return Made(provenance.get("device", ""), provenance.get("dtype", ""), provenance.get("compiled", False))
 
 
 def of_part(job: Job, made: Sequence[Made]) -> dict[str, Any]:
@@ -49,6 +50,7 @@ def of_part(job: Job, made: Sequence[Made]) -> dict[str, Any]:
         "vector_type": job.output.vector_type,
         "dtype": ", ".join(dict.fromkeys(one.dtype for one in made)),
         "device": ", ".join(dict.fromkeys(one.device for one in made)),
+        "compiled": any(one.compiled for one in made),
         "libraries": dict(_versions()),
     }
 

@@ -95,6 +95,7 @@ class Outcome:
         summary.device, summary.dtype = (
             ", ".join(sorted({getattr(one, n) for one in made})) for n in ("device", "dtype")
         )
+        summary.compiled = any(one.compiled for one in made)
         summary.example = next((result.example for result in results if result.example), "")
         lost = self.shop.corpus.rows - counts.rows_out - counts.rejected
         if lost or counts.rows_in != self.shop.corpus.rows:

@@ -12,6 +12,8 @@ from embedcli.encoder.checkpoint import Checkpoint
 from embedcli.store.claims import Beat
 from embedcli.templates import Template
 
+WAITING_FOR_INPUT, WAITING_FOR_OUTPUT = "waiting for input", "waiting for output"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -99,6 +101,7 @@ class Summary:
     example: str = ""
     device: str = ""
     dtype: str = ""
+    compiled: bool = False
     workers: int = 1
     launched: bool = False
     restarts: int = 0
@@ -107,9 +110,19 @@ class Summary:
     counts: Counts = field(default_factory=Counts)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def limited_by(self) -> str:
+        """The stage that the others waited for; empty where nothing was encoded."""
+        if "encoding" not in self.seconds:
+            return ""
+        before = max(("reading", "rendering", "looking up", "tokenizing"), key=lambda name: self.seconds.get(name, 0.0))
+        held = {WAITING_FOR_INPUT: before, "encoding": "encoding", WAITING_FOR_OUTPUT: "writing"}
+        return held[max(held, key=lambda name: self.seconds.get(name, 0.0))]
+
     def as_dict(self) -> dict[str, Any]:
         """All of it, and the ids."""
-        return {"embedcli": embedcli.__version__, "recipe_id": self.recipe.id, **asdict(self)}
+        known = {"embedcli": embedcli.__version__, "recipe_id": self.recipe.id, "limited_by": self.limited_by}
+        return known | asdict(self)
 
 
 @contextlib.contextmanager

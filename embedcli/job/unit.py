@@ -1,10 +1,11 @@
 """One unit: read, render, look up what is known, encode the rest, leave a durable part.
 
-In two steps, because the first often shows that there is nothing to encode, and then no model is loaded.
+In steps, since they overlap with those of other units, and since the first often shows that there is nothing to encode:
+then no model is loaded.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -49,6 +50,11 @@ class Workshop:
         )
         self._read = sources.reader(self.corpus, self.job.input)
 
+    def expect(self, tokens: int) -> None:
+        """Say about how many tokens will be encoded, unless that is settled."""
+        if self.job.run.expected_tokens is None:
+            self.job = replace(self.job, run=replace(self.job.run, expected_tokens=tokens))
+
     def draft(self, index: int) -> Draft:
         """Read and render a unit, and find the vectors that are on disk. Raises DataError at a bad row."""
         unit, result = self.corpus.units[index], Result()
@@ -68,19 +74,38 @@ class Workshop:
             missing = np.arange(len(firsts))
             return self.lookup.fill_in(Draft(index, records, rendered, hashes, firsts, texts, own, missing, result))
 
-    def finish(
-        self, draft: Draft, model: encoder.Encoder | None, advance: OnProgress, poison: Mapping[int, str] | None = None
-    ) -> Result:
-        """Encode what is missing and leave the unit's part; `poison` are texts, by number, that may not be tried.
+    def prepare(self, draft: Draft, model: encoder.Encoder) -> None:
+        """Make of the missing texts what the model takes."""
+        if len(draft.missing):
+            with timed(draft.result.seconds, "tokenizing"):
+                draft.prepared = model.prepare(draft.strings(draft.missing))
 
-        Raises DataError at a row without a vector, unless such rows are to be set aside; StorageError.
+    def encode(
+        self, draft: Draft, model: encoder.Encoder, advance: OnProgress, poison: Mapping[int, str] | None = None
+    ) -> dict[int, str]:
+        """Fill in the missing values; gives the texts, by number, that have no vector, and why.
+
+        `poison` are texts that may not be tried.
+        """
+        result, own, failed = draft.result, draft.own, dict(poison or {})
+        asked = np.setdiff1d(draft.missing, list(failed)).astype(np.intp)
+        if not len(asked):
+            return failed
+        prepared = model.prepare(draft.strings(asked)) if draft.prepared is None or failed else draft.prepared
+        with timed(result.seconds, "encoding"):
+            encoded = model.encode(prepared, advance)
+        draft.prepared = None
+        own.vectors[asked], own.tokens[asked], own.truncated[asked] = encoded.vectors, encoded.tokens, encoded.truncated
+        result.counts.encoded_tokens, result.counts.padded_tokens = int(encoded.tokens.sum()), encoded.padded
+        result.made.append(provenance.Made(model.device, model.dtype, model.compiled))
+        return failed | {int(asked[at]): reason for at, reason in encoded.failed.items()}
+
+    def finish(self, draft: Draft, failed: Mapping[int, str]) -> Result:
+        """Leave the unit's part, without the texts that have no vector.
+
+        Raises DataError at such a row, unless they are to be set aside; StorageError.
         """
         result, counts = draft.result, draft.result.counts
-        failed = dict(poison or {})
-        asked = np.setdiff1d(draft.missing, list(failed)).astype(np.intp)
-        if len(asked):
-            assert model is not None
-            failed |= self._encode(draft, asked, model, advance)
         if draft.kept_part is not None:
             publish.keep(draft.kept_part, self.stage.part(draft.index))
         if not draft.kept:
@@ -88,24 +113,13 @@ class Workshop:
             faults = {int(row): RowFault("no-vector", failed[int(draft.texts[row])]) for row in rows}
             result.rejects += rejects_of(self.job, self.corpus, draft.index, draft.records, faults)
             good = rows_without(len(draft.texts), faults)
-            counts.embedded = int(np.isin(draft.texts[good], asked).sum())
+            counts.embedded = int(np.isin(draft.texts[good], draft.missing).sum())
             with timed(result.seconds, "writing"):
                 self._write(draft, good, faults)
         result.rejects.sort(key=lambda reject: reject.number)
         counts.rows_in, counts.rows_out = self.corpus.units[draft.index].rows, result.rows
         counts.rejected = len(result.rejects)
-        advance(counts.rows_in - len(asked), 0)
         return result
-
-    def _encode(self, draft: Draft, asked: Rows, model: encoder.Encoder, advance: OnProgress) -> dict[int, str]:
-        """Fill in the values of the texts asked for; gives those without a vector, and why."""
-        result, own = draft.result, draft.own
-        with timed(result.seconds, "encoding"):
-            encoded = model.encode(draft.strings(asked), advance)
-        own.vectors[asked], own.tokens[asked], own.truncated[asked] = encoded.vectors, encoded.tokens, encoded.truncated
-        result.counts.encoded_tokens, result.counts.padded_tokens = int(encoded.tokens.sum()), encoded.padded
-        result.made.append(provenance.Made(model.device, model.dtype))
-        return {int(asked[at]): reason for at, reason in encoded.failed.items()}
 
     def _write(self, draft: Draft, good: Rows, faults: Mapping[int, RowFault]) -> None:
         """The unit's part: carried columns, then vectors, hashes, tokens, truncated. Its rename makes the unit done."""

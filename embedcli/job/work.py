@@ -4,17 +4,19 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from embedcli import encoder, templates
 from embedcli.errors import ConfigurationError, DeviceError
 from embedcli.job.draft import Draft
+from embedcli.job.pipeline import Line
 from embedcli.job.summary import Job
 from embedcli.job.unit import Workshop
 from embedcli.store.claims import Board, Pulse
 
-# Gives the model, or None where a crew should take over.
-Load = Callable[[], encoder.Encoder | None]
+# Gives the model for a draft, the first that needs one; None where a crew should take over.
+Load = Callable[[Draft], encoder.Encoder | None]
 
 
 def load_model(job: Job, device: str) -> encoder.Encoder:
@@ -38,37 +40,40 @@ def work_through(
 ) -> bool:
     """Do all units that nobody has claimed. False where a crew should go on.
 
+    While a unit is encoded here, the next is read and tokenized and the one before is written, in their own threads.
     What is begun and not finished is given back, so that only a process that dies leaves a mark on its unit.
     """
-    model: encoder.Encoder | None = None
-    for index in units:
-        if board.is_done(index) or not board.claim(index):
-            continue
-        try:
-            board.beat(stage="reading", unit=index, rows=0, of=shop.corpus.units[index].rows, tokens=0)
-            draft = shop.draft(index)
+    line = Line(shop, board, units)
+    try:
+        through = _work_through(line, load, on_draft, on_done)
+    except BaseException:
+        line.give_back()
+        raise
+    if through:
+        board.beat(stage="done", unit=None, rows=0, tokens=0)
+    else:
+        line.give_back()
+    return through
+
+
+def _work_through(line: Line, load: Load, on_draft: Callable[[Draft], None], on_done: Callable[[], None]) -> bool:
+    shop, board = line.shop, line.board
+    with ThreadPoolExecutor(1, "reading") as line.reader, ThreadPoolExecutor(1, "writing") as line.writer:
+        while (draft := line.next()) is not None:
             on_draft(draft)
-            if len(draft.missing) and model is None:
+            if len(draft.missing) and line.model is None:
                 board.beat(stage="loading")
-                model = load()
-                if model is None:
-                    _give_back(board, index)
+                line.model = load(draft)
+                if line.model is None:
                     return False
-            board.beat(stage="encoding", **({"device": model.device} if model else {}))
-            result = shop.finish(draft, model, board.advance)
-            board.finish(index, result.as_dict())
-        except BaseException:
-            _give_back(board, index)
-            raise
+            board.beat(stage="encoding", **({"device": line.model.device} if line.model else {}))
+            failed = shop.encode(draft, line.model, board.advance) if line.model else {}
+            board.advance(shop.corpus.units[draft.index].rows - len(draft.missing), 0)
+            line.write(draft, failed)
+            on_done()
+        line.wait_for_writing()
         on_done()
-    board.beat(stage="done", unit=None, rows=0, tokens=0)
     return True
-
-
-def _give_back(board: Board, index: int) -> None:
-    with contextlib.suppress(OSError):  # a full disk must not hide the error that brought us here
-        board.release(index)
-        board.forget_attempt(index)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ into place. None of this outlives the run; what must, is in the parts.
 import contextlib
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -60,6 +61,7 @@ class Board:
     on_advance: Callable[[int, int], None] | None = None
     _beat: Beat = field(init=False)
     _shown: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._beat = Beat(self.worker)
@@ -67,15 +69,18 @@ class Board:
             (self.stage.run / folder).mkdir(exist_ok=True)
 
     def claim(self, index: int) -> bool:
-        """Take a unit, if nobody has; from here on it counts as begun."""
+        """Take a unit, if nobody has."""
         try:
             with open(self._claim(index), "x") as stream:
                 stream.write(self.worker)
         except FileExistsError:
             return False
+        return True
+
+    def begin(self, index: int) -> None:
+        """From here on this worker is at a unit: if it dies, the unit may be why."""
         with open(self.stage.attempts(index), "a") as stream:
             stream.write("x")
-        return True
 
     def release(self, index: int) -> None:
         """Give a unit back, whoever has it."""
@@ -89,6 +94,14 @@ class Board:
     def holder(self, index: int) -> str:
         """The worker that has taken a unit; empty where nobody has."""
         return _read(self._claim(index))
+
+    def claims(self) -> int:
+        """How many units somebody has taken."""
+        return sum(1 for _ in (self.stage.run / "claims").iterdir())
+
+    def workers(self) -> int:
+        """How many workers have shown that they live, this one among them."""
+        return max(1, sum(path.suffix != ".tmp" for path in (self.stage.run / "beats").iterdir()))
 
     def any_free(self, units: Iterable[int]) -> bool:
         """Is one of the units taken by nobody?"""
@@ -110,7 +123,8 @@ class Board:
         """Say what became of a unit."""
         self._put(self.stage.run / "done" / f"{index:06d}", result)
         self.stage.attempts(index).unlink(missing_ok=True)
-        self._beat = replace(self._beat, finished=self._beat.finished + 1)
+        with self._lock:  # units are finished in another thread
+            self._beat = replace(self._beat, finished=self._beat.finished + 1)
 
     def is_done(self, index: int) -> bool:
         """Is a unit finished?"""
@@ -141,13 +155,15 @@ class Board:
 
     def beat(self, **changes: Any) -> None:
         """Show that this worker is at something else."""
-        self._beat = replace(self._beat, moves=self._beat.moves + 1, **changes)
+        with self._lock:
+            self._beat = replace(self._beat, moves=self._beat.moves + 1, **changes)
         self._show()
 
     def advance(self, rows: int, tokens: int) -> None:
         """So many more rows of the unit are done. Shown at most five times a second."""
-        old = self._beat
-        self._beat = replace(old, rows=old.rows + rows, tokens=old.tokens + tokens, moves=old.moves + 1)
+        with self._lock:
+            old = self._beat
+            self._beat = replace(old, rows=old.rows + rows, tokens=old.tokens + tokens, moves=old.moves + 1)
         if time.monotonic() - self._shown > _BEAT_SECONDS:
             self._show()
         if self.on_advance is not None:

@@ -1,0 +1,72 @@
+"""A transformer compiled for packs of one size, with its weights frozen, and when that pays.
+
+On CPUs with matrix tiles (AMX) the compiler writes kernels of its own for them: packs of MiniLM go 4 times as fast
+as in float32, also on virtual machines whose tiles the libraries can't use (see environment). Of kernels to choose from
+there is one only: choosing by time, as compilers like to, would make the bytes depend on the time.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+
+from embedcli.config import RunOptions
+from embedcli.encoder import environment
+from embedcli.errors import ConfigurationError
+
+# About 20 seconds of compilation against what a token saves. Both grow with the layers, so that their number drops
+# out; measured with MiniLM (384 x 1536).
+_PAYING_TOKENS = 500_000
+# Where the libraries use the tiles, too, compiled code gains a tenth and not four times.
+_PAYING_TOKENS_WITH_TILES = 10_000_000
+
+
+def wanted(options: RunOptions, device: torch.device) -> bool:
+    """Is compiled code asked for, or does it pay? Under `auto` on CPUs with tiles alone: nothing else was measured."""
+    if options.compile != "auto":
+        return options.compile == "on"
+    paying = _PAYING_TOKENS_WITH_TILES if environment.has_tiles() else _PAYING_TOKENS
+    fits = device.type == "cpu" and environment.announces_tiles() and options.dtype in ("auto", "bfloat16")
+    return fits and has_compiler() and (options.expected_tokens or 0) >= paying
+
+
+def has_compiler() -> bool:
+    """Is there a C++ compiler?"""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+@contextlib.contextmanager
+def _templates_kept() -> Iterator[None]:
+    """The compiler parses the text templates of its kernels anew for each product: a third of its time."""
+    from torch._inductor.codegen import common
+
+    parse = getattr(common.KernelTemplate, "_template_from_string", None)
+    if parse is None:  # a detail of the compiler's: other releases may have it elsewhere
+        yield
+        return
+    with mock.patch.object(common.KernelTemplate, "_template_from_string", staticmethod(functools.cache(parse))):
+        yield
+
+
+def compiled(transformer: Any, run: Callable[[Any], object]) -> Any:
+    """The transformer compiled; `run` runs it on a pack, once. Raises ConfigurationError where that isn't possible."""
+    from torch._inductor import config
+
+    best = torch.compile(transformer, dynamic=False)
+    settings: dict[str, Any] = {"freezing": True}
+    if next(transformer.parameters()).device.type == "cpu":
+        settings |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
+    try:
+        with config.patch(settings), _templates_kept(), torch.inference_mode():
+            run(best)
+    except Exception as error:  # the compiler's own, of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(
+            f"the model can't be compiled: {type(error).__name__}: {reason}", "--compile off"
+        ) from None
+    return best

@@ -1,0 +1,206 @@
+"""Packs: texts one after the other in one row of tokens, each attending to itself alone. No padding, no mask.
+
+A transformer does the same with every token, but for attention. So a class that takes its attention from outside
+(transformers' AttentionInterface) and positions as an argument runs packs, once attention is ours. Whether a model
+does so is not looked up but tried: packed states must be the padded ones.
+"""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.attention.varlen import varlen_attn
+
+ATTENTION = "embedcli_packed"
+# Relative error of packed against padded states, by the format's precision.
+_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+_PROBE = (3, 7, 5)
+# Learnt positions are often a table of so many; a pack is longer than the table, which not every class allows.
+_SHORT_TABLE = 1024
+
+Groups = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a transformer runs packs.
+
+    causal: does a token see the ones before it only? offset: its number for a text's first position. window: longer
+    texts can't be packed, since attention would reach too far (a sliding window). own: the attention that the class
+    has by itself.
+    """
+
+    causal: bool
+    offset: int
+    own: str
+    window: int | None = None
+
+
+class _Running:
+    """What the transformer runs on now. Only operators look here, so that compiled code does not depend on it.
+
+    Not an argument, because few classes hand arguments down to their attention.
+    """
+
+    groups: Groups = []  # noqa: RUF012 - one transformer runs at a time
+    causal = False
+    window: int | None = None
+
+
+@contextmanager
+def running(groups: Groups, causal: bool) -> Iterator[None]:
+    """The transformer runs on a pack of so many texts of each length, in this order."""
+    _Running.groups, _Running.causal = groups, causal
+    try:
+        yield
+    finally:
+        _Running.groups = []
+
+
+@torch.library.custom_op("embedcli::packed_attention", mutates_args=())
+def packed_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Attention within each text of the pack: [1, heads, tokens, size] to [1, tokens, heads, size]."""
+    out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    if query.is_cuda and query.dtype != torch.float32:
+        _by_lengths(query, key, value, scale, out)
+    else:
+        _by_groups(query, key, value, scale, out)
+    return out
+
+
+@packed_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    return torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+
+
+def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor) -> None:
+    """One call for all texts of a length: they need no mask, which opens the fastest kernel."""
+    start = 0
+    for count, length in _Running.groups:
+        stop = start + count * length
+
+        def texts(
+            states: Tensor, places: slice = slice(start, stop), shape: tuple[int, int] = (count, length)
+        ) -> Tensor:
+            return states[0, :, places].unflatten(1, shape).transpose(0, 1)
+
+        found = nn.functional.scaled_dot_product_attention(
+            texts(query), texts(key), texts(value), scale=scale, is_causal=_Running.causal
+        )
+        out[0, start:stop].unflatten(0, (count, length)).copy_(found.transpose(1, 2))
+        start = stop
+
+
+def _by_lengths(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor) -> None:
+    """One call for all texts, by a kernel for texts of any length."""
+    lengths = [length for count, length in _Running.groups for _ in range(count)]
+    edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+    stop, longest = sum(lengths), max(lengths)
+    q, k, v = (states[0, :, :stop].transpose(0, 1).contiguous() for states in (query, key, value))
+    window = (-1, 0) if _Running.causal else (-1, -1)
+    found = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=window)
+    assert isinstance(found, Tensor)
+    out[0, :stop] = found
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Called by transformers' classes in the place of their own attention."""
+    if more.get("position_bias") is not None or more.get("softcap") is not None:
+        raise NotImplementedError("attention with a bias or a cap on its scores")
+    if (window := more.get("sliding_window")) is not None and not torch.compiler.is_compiling():
+        _Running.window = min(window, _Running.window or window)
+    if (shared := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    scale = more.get("scaling")
+    return packed_attention(query, key, value, scale if scale is not None else query.shape[-1] ** -0.5), None
+
+
+transformers.AttentionInterface.register(ATTENTION, _attention)
+
+
+def find_packing(transformer: Any, pad_id: int, positions: int | None) -> Packing | None:
+    """Make the transformer run packs, if it can: how, or None, and then it is as it was.
+
+    `positions`: the size of its table of positions, if it has one.
+    """
+    before = transformer.config._attn_implementation
+    lengths = [*_PROBE]
+    while positions is not None and positions < _SHORT_TABLE and sum(lengths) <= positions:
+        lengths += _PROBE
+    try:
+        padded = _padded_states(transformer, lengths)
+        transformer.set_attn_implementation(ATTENTION)
+        found = _try_all(transformer, lengths, padded, pad_id, before)
+    except Exception:  # whatever a class of transformers has against packs, there is the padded way
+        found = None
+    if found is None or transformer.config._attn_implementation != ATTENTION:
+        transformer.set_attn_implementation(before)
+        return None
+    return found
+
+
+def _try_all(transformer: Any, lengths: list[int], padded: Tensor, pad_id: int, own: str) -> Packing | None:
+    guess = any(getattr(module, "is_causal", False) for module in transformer.modules())
+    _Running.window = None
+    # RoBERTa numbers its positions from behind the padding token's id.
+    for causal, offset in itertools.product((guess, not guess), (0, pad_id + 1)):
+        packing = Packing(causal, offset, own)
+        states = packed_states(transformer, _ids(lengths), [(1, length) for length in lengths], packing)
+        error = torch.linalg.vector_norm(states.float() - padded) / torch.linalg.vector_norm(padded)
+        if error < _ERRORS.get(states.dtype, 0.0):
+            return Packing(causal, offset, own, _Running.window)
+    return None
+
+
+@contextmanager
+def unpacked(transformer: Any, packing: Packing | None) -> Iterator[None]:
+    """The transformer has its own attention, for padded texts."""
+    if packing is not None:
+        transformer.set_attn_implementation(packing.own)
+    try:
+        yield
+    finally:
+        if packing is not None:
+            transformer.set_attn_implementation(ATTENTION)
+
+
+def packed_states(transformer: Any, ids: np.ndarray, groups: Groups, packing: Packing, size: int = 0) -> Tensor:
+    """The states [tokens, hidden] of a pack's tokens; the pack is filled up to `size` tokens."""
+    device = next(transformer.parameters()).device
+    places = [np.tile(np.arange(length), count) for count, length in groups]
+    free = np.zeros(max(0, size - len(ids)), np.int64)
+    with running(groups, packing.causal):
+        states = transformer(
+            input_ids=_to(np.concatenate([ids, free]), device),
+            position_ids=_to(np.concatenate([*places, free]) + packing.offset, device),
+        ).last_hidden_state
+    found: Tensor = states[0, : len(ids)]
+    return found
+
+
+def _to(values: np.ndarray, device: torch.device) -> Tensor:
+    """Values as one row on the device; the copy to a GPU doesn't wait for what the GPU is at."""
+    row = torch.from_numpy(values.astype(np.int64))[None]
+    return row.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else row
+
+
+def _ids(lengths: list[int]) -> np.ndarray:
+    """Some ids, the same ones each time; small, since every vocabulary has them."""
+    return 5 + np.arange(sum(lengths)) * 7 % 90
+
+
+def _padded_states(transformer: Any, lengths: list[int]) -> Tensor:
+    device = next(transformer.parameters()).device
+    ids = torch.nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(part) for part in np.split(_ids(lengths), np.cumsum(lengths)[:-1])], batch_first=True
+    ).to(device)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
+    return transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask].float()

@@ -1,0 +1,148 @@
+"""Packs and compiled code: the same vectors as one text at a time, and as little padding as there can be."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedcli import encoder, templates
+from embedcli.config import Facts, RunOptions
+from embedcli.encoder import checkpoint, compiling, environment, model_files
+from embedcli.encoder.batching import groups, packs
+from embedcli.errors import ConfigurationError
+from embedcli.store import parts
+from tests import tiny
+
+lengths = st.lists(st.integers(1, 300), max_size=200).map(lambda values: np.array(values, dtype=np.int32))
+TEXTS = [*tiny.ODD_TEXTS, *(f"text number {index} " + "word " * (index % 40) for index in range(60))]
+
+
+@given(lengths, st.integers(1, 2000))
+def test_every_text_is_in_one_pack_and_packs_keep_the_budget(lengths, budget):
+    found = list(packs(lengths, budget))
+    assert sorted(np.concatenate([*found, np.empty(0, int)]).tolist()) == list(range(len(lengths)))
+    for pack in found:
+        assert len(pack) == 1 or lengths[pack].sum() <= budget
+        assert (np.diff(lengths[pack]) <= 0).all()
+
+
+@given(lengths, st.integers(1, 2000))
+def test_what_a_pack_leaves_free_is_too_small_for_any_text_that_is_left(lengths, budget):
+    found = list(packs(lengths, budget))
+    for at, pack in enumerate(found):
+        left = np.concatenate([*found[at + 1 :], np.empty(0, int)]).astype(int)
+        if len(left) and len(pack) > 1:
+            assert lengths[pack].sum() + lengths[left].min() > budget
+
+
+@given(lengths)
+def test_groups_are_the_runs_of_equal_lengths(lengths):
+    assert [length for count, length in groups(lengths) for _ in range(count)] == lengths.tolist()
+    assert all(one[1] != other[1] for one, other in zip(groups(lengths), groups(lengths)[1:], strict=False))
+
+
+def load(path, **options):
+    read = checkpoint.read(model_files.find(str(path)), Facts(), checkpoint.Wishes())
+    return encoder.load(read, RunOptions(**{"device": "cpu", "dtype": "float32", **options}))
+
+
+def encode(model, texts=TEXTS):
+    rendered, _ = templates.render(templates.parse("{text}", "query", "test"), texts, {})
+    return model.encode(model.prepare(rendered), lambda rows, tokens: None)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_a_pack_gives_what_each_text_gives_alone(batch_tokens, tiny_bert):
+    model = load(tiny_bert, batch_tokens=batch_tokens)
+    packed = encode(model)
+    alone = np.concatenate([encode(model, [text]).vectors for text in TEXTS])
+    assert np.abs(packed.vectors - alone).max() <= 1e-6
+    assert packed.padded == packed.tokens.sum()
+
+
+def test_a_model_that_cannot_run_packs_is_padded(tmp_path, monkeypatch, tiny_bert):
+    packed = encode(load(tiny_bert))
+    monkeypatch.setattr("embedcli.encoder.loading.find_packing", lambda *arguments: None)
+    padded = encode(load(tiny_bert, batch_tokens=200))
+    assert padded.padded > padded.tokens.sum()
+    assert np.abs(packed.vectors - padded.vectors).max() <= 1e-6
+
+
+@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+def test_compiled_code_gives_the_same_vectors(cli, tiny_bert, tmp_path):
+    model, plain = load(tiny_bert, compile="on", batch_tokens=128), encode(load(tiny_bert))
+    assert model.compiled
+    found = encode(model)
+    assert np.abs(found.vectors - plain.vectors).max() <= 1e-5
+    assert found.padded % 128 == 0
+    assert np.array_equal(encode(model).vectors, found.vectors)
+
+
+@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+def test_an_output_says_that_compiled_code_made_it(cli, tiny_bert, tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"text": "one"}\n{"text": "two words"}\n')
+    options = ("--role", "query", "--template", "{text}", "--model", tiny_bert, "--dtype", "float32")
+    for name, compile_it in (("with", "on"), ("without", "off")):
+        ran = cli("encode", corpus, *options, "--compile", compile_it, "--batch-tokens", 128, "-o", tmp_path / name)
+        assert ran.code == 0, ran.err
+        assert ("float32, compiled" in ran.err) is (compile_it == "on")
+        with parts.open_file(tmp_path / name) as file:
+            assert parts.provenance_of(file)["compiled"] is (compile_it == "on")
+    one, other = (np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist()) for name in ("with", "without"))
+    assert np.abs(one - other).max() <= 1e-6
+
+
+def test_where_there_is_no_compiler_on_is_refused_and_auto_goes_without(tiny_bert, monkeypatch):
+    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
+    monkeypatch.setattr(environment, "announces_tiles", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: _Broken())
+    with pytest.raises(ConfigurationError, match="can't be compiled: RuntimeError: no g") as raised:
+        load(tiny_bert, compile="on")
+    assert raised.value.hint == "--compile off"
+    model = load(tiny_bert, compile="auto", dtype="auto", expected_tokens=10**9)
+    assert (model.compiled, len(encode(model).vectors)) == (False, len(TEXTS))
+
+
+class _Broken(torch.nn.Linear):
+    def __init__(self):
+        super().__init__(1, 1)
+
+    def forward(self, **inputs):
+        raise RuntimeError("no g++")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "announced", "described", "compiler", "dtype", "device", "wanted"),
+    [
+        (None, True, False, True, "auto", "cpu", False),
+        (100_000, True, False, True, "auto", "cpu", False),
+        (10**6, True, False, True, "auto", "cpu", True),
+        (10**6, True, False, True, "bfloat16", "cpu", True),
+        (10**6, True, True, True, "auto", "cpu", False),
+        (10**8, True, True, True, "auto", "cpu", True),
+        (10**8, True, False, False, "auto", "cpu", False),
+        (10**8, False, False, True, "auto", "cpu", False),
+        (10**8, True, False, True, "float32", "cpu", False),
+        (10**8, True, False, True, "auto", "cuda", False),
+    ],
+)
+def test_auto_compiles_where_it_pays(monkeypatch, tokens, announced, described, compiler, dtype, device, wanted):
+    monkeypatch.setattr(environment, "announces_tiles", lambda: announced)
+    monkeypatch.setattr(environment, "has_tiles", lambda: described)
+    monkeypatch.setattr(compiling, "has_compiler", lambda: compiler)
+    for compile_it, decided in (("auto", wanted), ("on", True), ("off", False)):
+        options = RunOptions(dtype=dtype, compile=compile_it, expected_tokens=tokens)
+        assert compiling.wanted(options, torch.device(device)) is decided
+
+
+def test_batch_tokens_is_auto_or_a_number(cli, tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"text": "one"}\n')
+    for value, code in (("auto", 0), ("512", 0), ("0", 2), ("many", 2)):
+        ran = cli(
+            "encode", corpus, "--role", "query", "--model", "hash:8", "--batch-tokens", value, "-o", tmp_path / "o"
+        )
+        assert ran.code == code, (value, ran.err)
