@@ -8,14 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import encoder, templates
-from embedcli.config import Facts, RunOptions
+from embedcli.config import MANY_TOKENS, Facts, RunOptions
 from embedcli.encoder import checkpoint, compiling, environment, model_files
 from embedcli.encoder.batching import groups, packs
 from embedcli.errors import ConfigurationError
+from embedcli.job import planning
 from embedcli.store import parts
 from tests import tiny
+from tests.conftest import SAMPLE, run_process
 
 lengths = st.lists(st.integers(1, 300), max_size=200).map(lambda values: np.array(values, dtype=np.int32))
+PLAIN = ("--dtype", "float32", "--compile", "off")
 TEXTS = [*tiny.ODD_TEXTS, *(f"text number {index} " + "word " * (index % 40) for index in range(60))]
 
 
@@ -120,7 +123,8 @@ class _Broken(torch.nn.Linear):
         (None, True, False, True, "auto", "cpu", False),
         (100_000, True, False, True, "auto", "cpu", False),
         (10**6, True, False, True, "auto", "cpu", True),
-        (10**6, True, False, True, "bfloat16", "cpu", True),
+        (200_000, True, False, True, "auto", "cpu", False),
+        (200_000, True, False, True, "bfloat16", "cpu", True),
         (10**6, True, True, True, "auto", "cpu", False),
         (10**8, True, True, True, "auto", "cpu", True),
         (10**8, True, False, False, "auto", "cpu", False),
@@ -146,3 +150,25 @@ def test_batch_tokens_is_auto_or_a_number(cli, tmp_path):
             "encode", corpus, "--role", "query", "--model", "hash:8", "--batch-tokens", value, "-o", tmp_path / "o"
         )
         assert ran.code == code, (value, ran.err)
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_nearly_float32s_vectors(tmp_path):
+    found = {}
+    for name, *options in (("one", "--num-processes", 1), ("two", "--num-processes", 2), ("float32", *PLAIN)):
+        options = options if name == "float32" else ("--dtype", "bfloat16", "--compile", "on", *options)
+        ran = run_process("encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", tmp_path / name, *options)
+        assert ran.code == 0, ran.err
+        found[name] = np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist())
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    assert (found["one"] * found["float32"]).sum(axis=1).min() >= 0.9998
+
+
+def test_an_interrupted_run_goes_on_compiled_or_not_as_it_began(tmp_path):
+    for compiled, expected in ((True, MANY_TOKENS), (False, 0)):
+        assert planning.as_before(RunOptions(), {"dtype": "bfloat16", "compiled": compiled}, None) == RunOptions(
+            dtype="bfloat16", expected_tokens=expected
+        )
+    assert planning.as_before(RunOptions(), None, {"dtype": "float32", "compiled": True}) == RunOptions(dtype="float32")
+    assert planning.as_before(RunOptions(dtype="float32"), None, None) == RunOptions(dtype="float32")

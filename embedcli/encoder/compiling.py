@@ -19,9 +19,9 @@ from embedcli.config import RunOptions
 from embedcli.encoder import environment
 from embedcli.errors import ConfigurationError
 
-# About 20 seconds of compilation against what a token saves. Both grow with the layers, so that their number drops
-# out; measured with MiniLM (384 x 1536).
-_PAYING_TOKENS = 500_000
+# 15 to 30 seconds of compilation against what a token saves: compared with float32, or with bfloat16 without tiles
+# where that is asked for. Both grow with the layers, so that their number drops out; measured with MiniLM (384 x 1536).
+_PAYING_TOKENS = {"auto": 500_000, "bfloat16": 150_000}
 # Where the libraries use the tiles, too, compiled code gains a tenth and not four times.
 _PAYING_TOKENS_WITH_TILES = 10_000_000
 
@@ -30,9 +30,10 @@ def wanted(options: RunOptions, device: torch.device) -> bool:
     """Is compiled code asked for, or does it pay? Under `auto` on CPUs with tiles alone: nothing else was measured."""
     if options.compile != "auto":
         return options.compile == "on"
-    paying = _PAYING_TOKENS_WITH_TILES if environment.has_tiles() else _PAYING_TOKENS
-    fits = device.type == "cpu" and environment.announces_tiles() and options.dtype in ("auto", "bfloat16")
-    return fits and has_compiler() and (options.expected_tokens or 0) >= paying
+    if device.type != "cpu" or options.dtype not in _PAYING_TOKENS or not environment.announces_tiles():
+        return False
+    paying = _PAYING_TOKENS_WITH_TILES if environment.has_tiles() else _PAYING_TOKENS[options.dtype]
+    return has_compiler() and (options.expected_tokens or 0) >= paying
 
 
 def has_compiler() -> bool:

@@ -120,6 +120,8 @@ def load_modules(checkpoint: Checkpoint, options: RunOptions) -> Modules:
 
 @torch.inference_mode()
 def _packing(checkpoint: Checkpoint, tokenizer: Tokenizer, transformer: nn.Module) -> Packing | None:
+    if checkpoint.own_code:
+        return None
     positions = checkpoint.files.json("config.json").get("max_position_embeddings")
     return find_packing(transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None)
 

@@ -8,14 +8,13 @@ does so is not looked up but tried: packed states must be the padded ones.
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.nn.attention.varlen import varlen_attn
 
 ATTENTION = "embedcli_packed"
 # Relative error of packed against padded states, by the format's precision.
@@ -31,14 +30,15 @@ Groups = list[tuple[int, int]]
 class Packing:
     """How a transformer runs packs.
 
-    causal: does a token see the ones before it only? offset: its number for a text's first position. window: longer
-    texts can't be packed, since attention would reach too far (a sliding window). own: the attention that the class
-    has by itself.
+    causal: does a token see the ones before it only? offset: its number for a text's first position. own: the attention
+    that the class has by itself. kernel: a name of KERNELS. window: longer texts can't be packed, since attention would
+    reach too far (a sliding window).
     """
 
     causal: bool
     offset: int
     own: str
+    kernel: str
     window: int | None = None
 
 
@@ -50,27 +50,26 @@ class _Running:
 
     groups: Groups = []  # noqa: RUF012 - one transformer runs at a time
     causal = False
+    kernel = "groups"
+    edges: Tensor | None = None
     window: int | None = None
 
 
 @contextmanager
-def running(groups: Groups, causal: bool) -> Iterator[None]:
+def running(groups: Groups, packing: Packing) -> Iterator[None]:
     """The transformer runs on a pack of so many texts of each length, in this order."""
-    _Running.groups, _Running.causal = groups, causal
+    _Running.groups, _Running.causal, _Running.kernel = groups, packing.causal, packing.kernel
     try:
         yield
     finally:
-        _Running.groups = []
+        _Running.groups, _Running.edges = [], None
 
 
 @torch.library.custom_op("embedcli::packed_attention", mutates_args=())
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Attention within each text of the pack: [1, heads, tokens, size] to [1, tokens, heads, size]."""
     out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    if query.is_cuda and query.dtype != torch.float32:
-        _by_lengths(query, key, value, scale, out)
-    else:
-        _by_groups(query, key, value, scale, out)
+    KERNELS[_Running.kernel](query, key, value, scale, out)
     return out
 
 
@@ -83,30 +82,29 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Ten
     """One call for all texts of a length: they need no mask, which opens the fastest kernel."""
     start = 0
     for count, length in _Running.groups:
-        stop = start + count * length
-
-        def texts(
-            states: Tensor, places: slice = slice(start, stop), shape: tuple[int, int] = (count, length)
-        ) -> Tensor:
-            return states[0, :, places].unflatten(1, shape).transpose(0, 1)
-
-        found = nn.functional.scaled_dot_product_attention(
-            texts(query), texts(key), texts(value), scale=scale, is_causal=_Running.causal
-        )
-        out[0, start:stop].unflatten(0, (count, length)).copy_(found.transpose(1, 2))
-        start = stop
+        texts = slice(start, start + count * length)
+        q, k, v = (states[0, :, texts].unflatten(1, (count, length)).transpose(0, 1) for states in (query, key, value))
+        found = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=_Running.causal)
+        out[0, texts].unflatten(0, (count, length)).copy_(found.transpose(1, 2))
+        start = texts.stop
 
 
-def _by_lengths(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor) -> None:
-    """One call for all texts, by a kernel for texts of any length."""
+def _varlen(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor) -> None:
+    """One call for all texts, by a kernel for texts of any length (a GPU's, in half precision)."""
+    from torch.nn.attention.varlen import varlen_attn  # a second of imports, for nothing on a CPU
+
     lengths = [length for count, length in _Running.groups for _ in range(count)]
-    edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
-    stop, longest = sum(lengths), max(lengths)
+    if _Running.edges is None:  # the same for all layers
+        _Running.edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+    edges, stop, longest = _Running.edges, sum(lengths), max(lengths)
     q, k, v = (states[0, :, :stop].transpose(0, 1).contiguous() for states in (query, key, value))
     window = (-1, 0) if _Running.causal else (-1, -1)
     found = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=window)
     assert isinstance(found, Tensor)
     out[0, :stop] = found
+
+
+KERNELS = {"groups": _by_groups, "varlen": _varlen}
 
 
 def _attention(
@@ -131,33 +129,32 @@ def find_packing(transformer: Any, pad_id: int, positions: int | None) -> Packin
 
     `positions`: the size of its table of positions, if it has one.
     """
-    before = transformer.config._attn_implementation
+    own, parameter = transformer.config._attn_implementation, next(transformer.parameters())
     lengths = [*_PROBE]
     while positions is not None and positions < _SHORT_TABLE and sum(lengths) <= positions:
         lengths += _PROBE
-    try:
-        padded = _padded_states(transformer, lengths)
-        transformer.set_attn_implementation(ATTENTION)
-        found = _try_all(transformer, lengths, padded, pad_id, before)
-    except Exception:  # whatever a class of transformers has against packs, there is the padded way
-        found = None
-    if found is None or transformer.config._attn_implementation != ATTENTION:
-        transformer.set_attn_implementation(before)
-        return None
-    return found
-
-
-def _try_all(transformer: Any, lengths: list[int], padded: Tensor, pad_id: int, own: str) -> Packing | None:
+    kernels = ("varlen", "groups") if parameter.is_cuda and parameter.dtype != torch.float32 else ("groups",)
     guess = any(getattr(module, "is_causal", False) for module in transformer.modules())
-    _Running.window = None
-    # RoBERTa numbers its positions from behind the padding token's id.
-    for causal, offset in itertools.product((guess, not guess), (0, pad_id + 1)):
-        packing = Packing(causal, offset, own)
-        states = packed_states(transformer, _ids(lengths), [(1, length) for length in lengths], packing)
-        error = torch.linalg.vector_norm(states.float() - padded) / torch.linalg.vector_norm(padded)
-        if error < _ERRORS.get(states.dtype, 0.0):
-            return Packing(causal, offset, own, _Running.window)
+    padded = _padded_states(transformer, lengths)
+    transformer.set_attn_implementation(ATTENTION)
+    if transformer.config._attn_implementation == ATTENTION:
+        # RoBERTa numbers its positions from behind the padding token's id.
+        for kernel, causal, offset in itertools.product(kernels, (guess, not guess), (0, pad_id + 1)):
+            if (packing := _tried(transformer, lengths, padded, Packing(causal, offset, own, kernel))) is not None:
+                return packing
+    transformer.set_attn_implementation(own)
     return None
+
+
+def _tried(transformer: Any, lengths: list[int], padded: Tensor, packing: Packing) -> Packing | None:
+    """The packing, with its window, if packed states are the padded ones."""
+    _Running.window = None
+    try:
+        states = packed_states(transformer, _ids(lengths), [(1, length) for length in lengths], packing)
+    except Exception:  # whatever a class of transformers has against packs, there is the padded way
+        return None
+    error = torch.linalg.vector_norm(states.float() - padded) / torch.linalg.vector_norm(padded)
+    return replace(packing, window=_Running.window) if error < _ERRORS[states.dtype] else None
 
 
 @contextmanager
@@ -177,7 +174,7 @@ def packed_states(transformer: Any, ids: np.ndarray, groups: Groups, packing: Pa
     device = next(transformer.parameters()).device
     places = [np.tile(np.arange(length), count) for count, length in groups]
     free = np.zeros(max(0, size - len(ids)), np.int64)
-    with running(groups, packing.causal):
+    with running(groups, packing):
         states = transformer(
             input_ids=_to(np.concatenate([ids, free]), device),
             position_ids=_to(np.concatenate([*places, free]) + packing.offset, device),

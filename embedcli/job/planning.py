@@ -22,7 +22,7 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) 
     A dry plan changes nothing on disk but the run's own directory.
     Raises ConfigurationError where those are of another recipe, and what `sources.plan` raises.
     """
-    job = replace(job, run=_as_before(job, stage))
+    job = replace(job, run=as_before(job.run, _left_behind(job, stage), _updated(job)))
     corpus = sources.plan(job.inputs, job.input, stage.run)
     for note in corpus.notes:
         watcher.warn(note)
@@ -39,12 +39,11 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) 
     return Workshop(job, corpus, stage, previous, _candidates(corpus, previous, job), earlier)
 
 
-def _as_before(job: Job, stage: staging.Staging) -> RunOptions:
-    """The run's options, with `auto` as vectors on disk were made: in their dtype; compiled as an interrupted run was.
+def as_before(run: RunOptions, left: Mapping[str, Any] | None, before: Mapping[str, Any] | None) -> RunOptions:
+    """A run's options, with `auto` as vectors on disk were made: in their dtype; compiled as an interrupted run was.
 
-    Raises ConfigurationError where what lies there is of another recipe.
+    `left` and `before` are the provenances of what that run left, and of the output that is to be updated.
     """
-    left, before, run = _left_behind(job, stage), _updated(job), job.run
     found = {one["dtype"] for one in (left, before) if one is not None} & set(get_args(DType))
     if run.dtype == "auto" and found:
         run = replace(run, dtype=sorted(found)[0])
