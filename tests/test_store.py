@@ -75,7 +75,10 @@ def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monk
     def damaging(path, *arguments):
         rows = real(path, *arguments)
         content = path.read_bytes()
-        place = content.index(some_table()["embedding"].chunk(0).flatten().buffers()[1].to_pybytes()[:32])
+        group = pq.read_metadata(path).row_group(0)
+        columns = [group.column(number) for number in range(group.num_columns)]
+        vectors = next(column for column in columns if column.path_in_schema.startswith("embedding.list"))
+        place = vectors.data_page_offset + vectors.total_compressed_size - 4  # within the page's own bytes
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         return rows
 
@@ -189,8 +192,11 @@ def test_signals_end_the_run_with_their_code(number, big, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
-def test_a_full_disk_is_code_74(tmp_path, big):
+def test_a_full_disk_is_code_74(tmp_path):
     import resource
+
+    big = tmp_path / "a.jsonl"  # of texts whose vectors don't compress
+    big.write_text("".join(f'{{"text": "text {number} of many"}}\n' for number in range(20_000)))
 
     def small_files():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -122,11 +122,19 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
     rows = 0
     full = with_provenance(schema, provenance)
     vector = schema.names[-4]
+    numbers = f"{vector}.list.element"
+    compression = dict.fromkeys(_leaves(schema), "zstd")
+    # Measured (tests.benchmarks.parquet_settings): split by bytes, float32 becomes 15 % smaller and is read faster; it
+    # is written 25 % slower. float16 is read 3 times slower so, and fewer programs know it.
+    split = [numbers] if schema.field(vector).type.value_type == pa.float32() else []
+    if not split:
+        compression[numbers] = "none"
     with open(path, "xb") as stream:
         with pq.ParquetWriter(
             stream,
             full,
-            compression={name: "none" if name == f"{vector}.list.element" else "zstd" for name in _leaves(schema)},
+            compression=compression,
+            use_byte_stream_split=split,
             use_dictionary=[name for name in schema.names if name not in own_columns(vector)],
             write_page_checksum=True,
             write_page_index=True,
