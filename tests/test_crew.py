@@ -35,8 +35,8 @@ from tests.runs import (
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """About thirty units."""
-    return write_corpus(tmp_path_factory.mktemp("crew") / "corpus.jsonl", rows=80_000)
+    """About fifteen units."""
+    return write_corpus(tmp_path_factory.mktemp("crew") / "corpus.jsonl", rows=160_000)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_any_number_of_processes_gives_the_same_bytes(processes, cli, corpus, wh
     ran, report = encode(cli, corpus, tmp_path / "o.parquet", "--num-processes", processes)
     assert (ran.code, report["workers"], report["restarts"]) == (0, processes, 0)
     assert (tmp_path / "o.parquet").read_bytes() == whole
-    assert counts(report, "rows_in", "rows_out", "rejected") == (80_000, 80_000, 0)
+    assert counts(report, "rows_in", "rows_out", "rejected") == (160_000, 160_000, 0)
 
 
 def test_a_directory_and_a_stream_by_several_processes(cli, corpus, tmp_path):
@@ -75,7 +75,7 @@ def test_a_worker_that_is_killed_costs_nothing(corpus, whole, tmp_path):
     output, rng = tmp_path / "o.parquet", random.Random(1)
     process = start_encode(corpus, output, "--num-processes", 4)
     victims = wait_for(lambda: len(found := workers_of(process)) == 4 and found)
-    wait_for(lambda: len(parts_of(output)) > 2)
+    wait_for(lambda: parts_of(output))
     os.kill(rng.choice(victims), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

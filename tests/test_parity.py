@@ -146,6 +146,17 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; test_packing.py has its twins")
+def test_minilm_on_cuda_in_bfloat16_by_the_kernel_for_any_length(minilm):
+    read = checkpoint.read(model_files.find(None), Facts(), checkpoint.Wishes())
+    model = encoder.load(read, RunOptions(device="cuda", dtype="bfloat16"))
+    assert model._modules.packing.kernel == "varlen"
+    rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
+    vectors = model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors
+    assert (vectors * theirs(minilm)).sum(axis=1).min() >= 0.999
+
+
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests above are its twins")
 def test_minilm_on_cuda(minilm):
     files = model_files.find(None)

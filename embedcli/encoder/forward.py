@@ -131,15 +131,13 @@ def embed(modules: Modules, tokens: Tokens, rows: Rows) -> Tensor:
 
 def _packed(modules: Modules, tokens: Tokens, rows: Rows) -> Iterator[Block]:
     """A block for each length, from a pack."""
-    texts, start = groups(tokens.lengths[rows]), 0
+    texts, row, start = groups(tokens.lengths[rows]), 0, 0
     states = modules.packed_states(tokens.rows(rows), texts)
     skipped = torch.from_numpy(tokens.skipped[rows]).to(modules.device)
-    for number, (count, length) in enumerate(texts):
-        first = sum(count for count, _ in texts[:number])
-        positions = torch.arange(length, device=modules.device)
-        mask = (positions >= skipped[first : first + count, None]).long()
-        yield states[start : start + count * length].unflatten(0, (count, length)), mask
-        start += count * length
+    for count, length in texts:
+        pooled = torch.arange(length, device=modules.device) >= skipped[row : row + count, None]
+        yield states[start : start + count * length].unflatten(0, (count, length)), pooled.long()
+        row, start = row + count, start + count * length
 
 
 def _padded(modules: Modules, tokens: Tokens, rows: Rows) -> Iterator[Block]:

@@ -46,6 +46,7 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
         return model() if len(devices()) == 1 else None
 
     if world.size > 1:
+        shop.workers = world.size
         shop.expect(0)  # the ranks could not agree on more before they have read something
         crew.save_work(shop, units)
     on_done = outcome.send_ready if world.size == 1 else outcome.show
@@ -56,6 +57,7 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
     if not through or suspects:
         model.cache_clear()
         places = devices()[: max(1, len(outcome.units) - len(board.done()))]  # no more workers than units
+        shop.workers = len(places)
         team = crew.Crew(shop, board, units, places, watcher, outcome.show, suspects)
         team.run()
         outcome.summary.workers, outcome.summary.restarts = len(places), team.restarts

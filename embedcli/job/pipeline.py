@@ -54,7 +54,7 @@ class Line:
 
     def _may_read_ahead(self) -> bool:
         """The last units are left to those who have none."""
-        return len(self.units) - self.board.claims() >= self.board.workers()
+        return len(self.units) - self.board.claims() >= self.shop.workers
 
     def _read_ahead(self) -> None:
         free = (index for index in self._untried if not self.board.is_done(index) and self.board.claim(index))

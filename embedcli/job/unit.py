@@ -34,7 +34,10 @@ OnProgress = Callable[[int, int], None]
 
 @dataclass
 class Workshop:
-    """All that work on units needs, but the model. previous, candidates and earlier are those of Lookup."""
+    """All that work on units needs, but the model. previous, candidates and earlier are those of Lookup.
+
+    workers: how many processes share the units.
+    """
 
     job: Job
     corpus: Corpus
@@ -42,6 +45,7 @@ class Workshop:
     previous: Sequence[reuse.Block] = ()
     candidates: Mapping[int, int] = field(default_factory=dict)
     earlier: Sequence[reuse.Block] = ()
+    workers: int = 1
 
     def __post_init__(self) -> None:
         self.schema = parts.output_schema(self.corpus.schema, self.job.checkpoint.dim, self.job.output)

@@ -99,10 +99,6 @@ class Board:
         """How many units somebody has taken."""
         return sum(1 for _ in (self.stage.run / "claims").iterdir())
 
-    def workers(self) -> int:
-        """How many workers have shown that they live, this one among them."""
-        return max(1, sum(path.suffix != ".tmp" for path in (self.stage.run / "beats").iterdir()))
-
     def any_free(self, units: Iterable[int]) -> bool:
         """Is one of the units taken by nobody?"""
         return any(not self.holder(index) for index in units)
