@@ -58,22 +58,27 @@ def is_terminal() -> bool:
     return _console().is_terminal
 
 
+def _tell(*words: Text) -> None:
+    """A line on standard error. Where nobody can read it, the run's end and its code stay what they are."""
+    with contextlib.suppress(OSError):
+        _console().print(Text.assemble(*words))
+
+
 def say(message: str) -> None:
     """A plain line on standard error."""
-    _console().print(Text(safe(message)))
+    _tell(Text(safe(message)))
 
 
 def warn(message: str) -> None:
     """A line that should be looked at."""
-    _console().print(Text("warning: ", style="yellow") + Text(safe(message)))
+    _tell(Text("warning: ", style="yellow"), Text(safe(message)))
 
 
 def error(message: str, hint: str = "") -> None:
     """Why the run ended, and the way out."""
-    console = _console()
-    console.print(Text("error: ", style="bold red") + Text(safe(message)))
+    _tell(Text("error: ", style="bold red"), Text(safe(message)))
     if hint:
-        console.print(Text("  hint: ", style="cyan") + Text(safe(hint)))
+        _tell(Text("  hint: ", style="cyan"), Text(safe(hint)))
 
 
 def result(text: str) -> None:

@@ -31,7 +31,8 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
 
     @cache
     def devices() -> list[str]:
-        return launch.devices(shop.job.run, shop.job.checkpoint.is_hash, world)
+        with timed(outcome.summary.seconds, "loading"):  # of torch, which counts them
+            return launch.devices(shop.job.run, shop.job.checkpoint.is_hash, world)
 
     @cache
     def model() -> encoder.Encoder:
