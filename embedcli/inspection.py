@@ -121,7 +121,8 @@ def _provenance_lines(found: Inspection) -> Iterator[tuple[str, str]]:
     yield "role", f"{recipe['role']}  ({said['template_origin']})"
     yield "template", recipe["template"]
     yield "max length", f"{recipe['max_length']} tokens"
-    yield "computed", f"{said['dtype']} on {said['device']}" if said["device"] else ""
+    dtype = f"{said['dtype']}, compiled," if said.get("compiled") else said["dtype"]
+    yield "computed", f"{dtype} on {said['device']}" if said["device"] else ""
     yield "space id", said["space_id"]
     yield "recipe id", said["recipe_id"]
     counts = said["counts"]

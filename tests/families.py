@@ -320,7 +320,7 @@ def ours(name: str, path: Path, texts: Sequence[str], dim: int | None = None, **
     found = checkpoint.read(files, facts, checkpoint.Wishes(max_length=tiny.LENGTH, dim=dim), adapter)
     model: Any = encoder.load(found, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
-    ids = model.prepare(rendered).of(4).tolist()
+    ids = model.prepare(rendered).as_lists()[4]
     encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
     return Ours(encoded, template, ids[0], ids[-1], model._modules.packing)
 

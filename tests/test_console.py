@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import console
+from embedcli.console import progress
 from embedcli.store.claims import Beat
 
 
@@ -33,8 +34,8 @@ def test_markup_in_messages_is_not_interpreted(capfd):
 
 def test_logs_get_a_line_every_30_seconds(capfd, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.watching(quiet=False) as watcher:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.watching(quiet=False) as watcher:
         watcher.begin(1000)
         for _ in range(8):
             now[0] += 10
@@ -100,8 +101,8 @@ def test_a_bare_environment_gives_the_same_bytes(tmp_path):
 
 def test_a_log_line_tells_of_all_workers(capfd, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    with console.watching(quiet=False) as watcher:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    with progress.watching(quiet=False) as watcher:
         watcher.begin(1000)
         watcher.workers([Beat("worker-0", stage="encoding"), Beat("worker-1", stage="loading")])
         now[0] = 31

@@ -63,6 +63,16 @@ def test_batches_are_halved_until_they_fit(kind, cli, tiny_bert, corpus, memory)
     assert max(sizes) > 50
 
 
+def test_halving_ends_where_one_text_is_much_longer_than_the_others(cli, tiny_bert, corpus, memory):
+    texts = ["word " * 40, *map(str, range(200))]
+    corpus.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    sizes = memory(100, KINDS["cpu"])
+    ran = encode(cli, tiny_bert, corpus, "tight")
+    assert ran.code == 0, ran.err
+    assert 50 < max(sizes) <= 100
+    assert pq.read_table(corpus.parent / "tight")["id"].to_pylist() == list(range(201))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_text_that_never_fits_is_rejected(kind, cli, tiny_bert, corpus, memory):
     memory(30, KINDS[kind])

@@ -1,5 +1,7 @@
 """Packs and compiled code: the same vectors as one text at a time, and as little padding as there can be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedcli import encoder, templates
 from embedcli.config import MANY_TOKENS, Facts, RunOptions
-from embedcli.encoder import checkpoint, compiling, environment, model_files
+from embedcli.encoder import checkpoint, compiling, environment, forward, model_files
 from embedcli.encoder.batching import groups, packs
 from embedcli.errors import ConfigurationError
 from embedcli.job import planning
@@ -71,6 +73,15 @@ def test_a_model_that_cannot_run_packs_is_padded(tmp_path, monkeypatch, tiny_ber
     padded = encode(load(tiny_bert, batch_tokens=200))
     assert padded.padded > padded.tokens.sum()
     assert np.abs(packed.vectors - padded.vectors).max() <= 1e-6
+
+
+def test_a_row_that_is_tried_again_in_float32_has_a_kernel_that_runs_float32(tiny_bert):
+    model = load(tiny_bert, dtype="bfloat16")
+    modules = model._modules
+    again = replace(modules, packing=replace(modules.packing, kernel="varlen")).in_float32
+    assert (again.packing.kernel, again.dtype) == ("groups", torch.float32)
+    exact = encode(load(tiny_bert)).vectors
+    assert np.abs(encode(forward.TorchEncoder(again)).vectors - exact).max() <= 1e-2
 
 
 @pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")

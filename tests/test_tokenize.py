@@ -26,7 +26,7 @@ def encode(backend, template, texts, max_length):
 
 
 def listed(tokens):
-    return [tokens.of(index).tolist() for index in range(len(tokens.lengths))]
+    return tokens.as_lists()
 
 
 def tokenizer_of(backend, max_length, **facts):

@@ -22,6 +22,7 @@ from embedcli.config import (
     RunOptions,
     VectorType,
 )
+from embedcli.console import closing, progress
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -208,14 +209,14 @@ def _warn(template: str | None, family: "Family | None", dim: int | None) -> Non
 def _run(job: "Job", quiet: bool, report: str | None) -> int:
     from embedcli import job as jobs
 
-    with console.watching(quiet) as watcher:
+    with progress.watching(quiet) as watcher:
         summary = jobs.run(job, watcher, sys.stdout.buffer if job.output.path == STDOUT else None)
     if summary is None:  # a higher rank: rank 0 speaks for all
         return EXIT_OK
     if report is not None:
         _write_report(Path(report), summary.as_dict())
     if not quiet:
-        console.summary(summary)
+        closing.summary(summary)
     if job.output.path != STDOUT:
         console.result(job.output.path)
     # A launcher takes any code but 0 for a failure, and may start all over.
@@ -225,11 +226,11 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
 def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
     from embedcli import job as jobs
 
-    with console.watching(quiet) as watcher:
+    with progress.watching(quiet) as watcher:
         found = jobs.look_ahead(job, watcher)
     if report is not None:
         _write_report(Path(report), found.as_dict())
-    console.preview(found)
+    closing.preview(found)
     if not found.fits:
         raise OutputError(
             f"{job.output.path}: the run would write up to {console.size(found.needed_bytes)}, "

@@ -85,5 +85,4 @@ def token_ids(checkpoint: Checkpoint, rendered: Rendered) -> list[list[int]]:
     environment.prepare()
     from embedcli.encoder.loading import load_tokenizer
 
-    tokens = load_tokenizer(checkpoint).encode(rendered)
-    return [tokens.of(index).tolist() for index in range(len(rendered.strings))]
+    return load_tokenizer(checkpoint).encode(rendered).as_lists()

@@ -10,8 +10,8 @@ import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -24,6 +24,7 @@ from embedcli.errors import ConfigurationError
 _PAYING_TOKENS = {"auto": 500_000, "bfloat16": 150_000}
 # Where the libraries use the tiles, too, compiled code gains a tenth and not four times.
 _PAYING_TOKENS_WITH_TILES = 10_000_000
+_PARSE = "_template_from_string"
 
 
 def wanted(options: RunOptions, device: torch.device) -> bool:
@@ -46,16 +47,29 @@ def _templates_kept() -> Iterator[None]:
     """The compiler parses the text templates of its kernels anew for each product: a third of its time."""
     from torch._inductor.codegen import common
 
-    parse = getattr(common.KernelTemplate, "_template_from_string", None)
-    if parse is None:  # a detail of the compiler's: other releases may have it elsewhere
+    own = vars(common.KernelTemplate).get(_PARSE)
+    if own is None:  # a detail of the compiler's: other releases may have it elsewhere
         yield
         return
-    with mock.patch.object(common.KernelTemplate, "_template_from_string", staticmethod(functools.cache(parse))):
+    setattr(common.KernelTemplate, _PARSE, staticmethod(functools.cache(common.KernelTemplate._template_from_string)))
+    try:
         yield
+    finally:
+        setattr(common.KernelTemplate, _PARSE, own)
+
+
+def _keep_code() -> None:
+    """Compiled code is kept beside other tools' caches, closed to other users, not in the common temporary folder."""
+    try:
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    except RuntimeError:  # a user without a home
+        return
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "embedcli" / "compiled"))
 
 
 def compiled(transformer: Any, run: Callable[[Any], object]) -> Any:
     """The transformer compiled; `run` runs it on a pack, once. Raises ConfigurationError where that isn't possible."""
+    _keep_code()
     from torch._inductor import config
 
     best = torch.compile(transformer, dynamic=False)

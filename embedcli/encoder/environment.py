@@ -19,9 +19,6 @@ def prepare() -> None:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # The choice made here keeps the tokenizers' warning about forks away.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # Compiled code is kept beside other tools' caches, closed to other users, not in the common temporary folder.
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "embedcli" / "compiled"))
 
 
 def has_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

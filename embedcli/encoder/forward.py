@@ -10,7 +10,7 @@ from torch import Tensor
 
 from embedcli.encoder import Encoded, OnBatch
 from embedcli.encoder.batching import Rows, batches, groups, packs
-from embedcli.encoder.loading import Modules
+from embedcli.encoder.modules import Modules
 from embedcli.encoder.packing import unpacked
 from embedcli.encoder.pooling import POOLINGS
 from embedcli.encoder.tokenize import Tokens
@@ -63,7 +63,7 @@ class TorchEncoder:
             rows = pending.pop()
             found = _if_it_fits(partial(embed, modules, tokens, rows))
             if found is None and len(rows) > 1:
-                self._budget = len(rows) // 2 * int(lengths[rows[0]])
+                self._budget = int(lengths[rows].sum()) // 2
                 pending = self._batches(lengths, np.concatenate([rows, *pending[::-1]]))
                 continue
             if found is None:

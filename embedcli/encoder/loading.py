@@ -1,84 +1,30 @@
 """A checkpoint into modules on a device. The only place where weights are read."""
 
-import copy
 import warnings
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 import torch
 import transformers
 from torch import Tensor, nn
 
 from embedcli.config import RunOptions
-from embedcli.encoder import compiling, environment
+from embedcli.encoder import compiling
 from embedcli.encoder.checkpoint import Checkpoint
+from embedcli.encoder.devices import choose_batch_tokens, choose_device, choose_dtype
 from embedcli.encoder.latent_attention import load_latent_attention
 from embedcli.encoder.layout import Layer
+from embedcli.encoder.modules import Modules
 from embedcli.encoder.packing import Groups, Packing, find_packing, packed_states
 from embedcli.encoder.tokenize import Tokenizer
-from embedcli.errors import ConfigurationError, DeviceError
+from embedcli.errors import ConfigurationError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Parts of a checkpoint that an embedding never uses: heads for other tasks, and buffers of older versions.
 _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "classifier.")
 _MISFIT = "the config names another model class than the weights were made for, or a file is damaged"
-
-
-# Measured on 2 cores: from 1,024 to 4,096 tokens there is no difference; larger packs leave the caches.
-_CPU_BATCH_TOKENS = 2048
-# A GPU wants many tokens at once, but no more than this share of its free memory for what a layer keeps of them.
-_CUDA_BATCH_TOKENS, _CUDA_SHARE = 65_536, 0.25
-
-
-@dataclass(frozen=True)
-class Modules:
-    """A loaded model: token states from `transformer`, through `latent`, pooled, then `layers` in float32.
-
-    packing: how the transformer runs packs; None where it can't. compiled: the same for packs of batch_tokens tokens.
-    """
-
-    checkpoint: Checkpoint
-    tokenizer: Tokenizer
-    transformer: nn.Module
-    latent: nn.Module
-    layers: nn.Sequential
-    device: torch.device
-    dtype: torch.dtype
-    batch_tokens: int
-    packing: Packing | None = None
-    compiled: nn.Module | None = None
-
-    @cached_property
-    def in_float32(self) -> "Modules":
-        """The same in float32, for rows whose vector came out unusable in a shorter format; copied once, if at all."""
-        if self.dtype == torch.float32:
-            return self
-        return replace(self, transformer=copy.deepcopy(self.transformer).float(), dtype=torch.float32, compiled=None)
-
-    def can_pack(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-        """For each text whether it may go into a pack."""
-        if self.packing is None:
-            return np.zeros(len(lengths), np.bool_)
-        return lengths <= (self.packing.window or np.iinfo(np.int32).max)
-
-    def packed_states(self, ids: npt.NDArray[np.int32], groups: Groups) -> Tensor:
-        """The states [tokens, hidden] of a pack's tokens, by compiled code where the pack fits into it."""
-        assert self.packing is not None
-        if self.compiled is not None and len(ids) <= self.batch_tokens:
-            return packed_states(self.compiled, ids, groups, self.packing, self.batch_tokens)
-        return packed_states(self.transformer, ids, groups, self.packing)
-
-    def computed_tokens(self, lengths: npt.NDArray[np.int32]) -> int:
-        """How many tokens a batch of such texts costs, padding included."""
-        if not self.can_pack(lengths).all():
-            return len(lengths) * int(lengths.max())
-        own = int(lengths.sum())
-        return own if self.compiled is None else max(own, self.batch_tokens)
 
 
 def load_modules(checkpoint: Checkpoint, options: RunOptions) -> Modules:
@@ -105,7 +51,7 @@ def load_modules(checkpoint: Checkpoint, options: RunOptions) -> Modules:
         layers=nn.Sequential(*(_layer(layer, path) for layer in checkpoint.layers)).to(device).eval(),
         device=device,
         dtype=dtype,
-        batch_tokens=options.batch_tokens or _batch_tokens(device, transformer),
+        batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
         packing=_packing(checkpoint, tokenizer, transformer),
     )
     if not compile_it:
@@ -126,17 +72,6 @@ def _packing(checkpoint: Checkpoint, tokenizer: Tokenizer, transformer: nn.Modul
     return find_packing(transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None)
 
 
-def _batch_tokens(device: torch.device, transformer: nn.Module) -> int:
-    """Tokens per batch: what a CPU's caches hold; what a share of a GPU's free memory holds of a layer's states."""
-    if device.type != "cuda":
-        return _CPU_BATCH_TOKENS
-    config: Any = transformer.config
-    width = 8 * config.hidden_size + 3 * getattr(config, "intermediate_size", 4 * config.hidden_size)
-    free, _ = torch.cuda.mem_get_info(device)
-    size = next(transformer.parameters()).element_size()
-    return max(1024, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * free / (width * size))) // 1024 * 1024)
-
-
 def _compiled(modules: Modules) -> Modules:
     if modules.packing is None:
         raise ConfigurationError(
@@ -149,29 +84,6 @@ def _compiled(modules: Modules) -> Modules:
         return packed_states(transformer, np.full(size // 8 * 8, modules.tokenizer.pad_id), texts, packing, size)
 
     return replace(modules, compiled=compiling.compiled(modules.transformer, run), batch_tokens=size)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises DeviceError where there is none of that name."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise DeviceError(f"--device {name}: this machine shows {count} CUDA devices", "--device cpu runs anywhere")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device, compiled: bool = False) -> torch.dtype:
-    """The number format for `auto`: bfloat16 where the hardware is faster in it, else float32."""
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = environment.has_tiles() or (compiled and environment.announces_tiles())
-    return torch.bfloat16 if fast else torch.float32
 
 
 def _transformer(checkpoint: Checkpoint, path: Path, dtype: torch.dtype) -> nn.Module:

@@ -51,7 +51,7 @@ class _Running:
     groups: Groups = []  # noqa: RUF012 - one transformer runs at a time
     causal = False
     kernel = "groups"
-    edges: Tensor | None = None
+    edges: tuple[Tensor, int, int] | None = None
     window: int | None = None
 
 
@@ -93,10 +93,11 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor
     """One call for all texts, by a kernel for texts of any length (a GPU's, in half precision)."""
     from torch.nn.attention.varlen import varlen_attn  # a second of imports, for nothing on a CPU
 
-    lengths = [length for count, length in _Running.groups for _ in range(count)]
     if _Running.edges is None:  # the same for all layers
-        _Running.edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
-    edges, stop, longest = _Running.edges, sum(lengths), max(lengths)
+        lengths = [length for count, length in _Running.groups for _ in range(count)]
+        edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+        _Running.edges = edges, sum(lengths), max(lengths)
+    edges, stop, longest = _Running.edges
     q, k, v = (states[0, :, :stop].transpose(0, 1).contiguous() for states in (query, key, value))
     window = (-1, 0) if _Running.causal else (-1, -1)
     found = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=window)

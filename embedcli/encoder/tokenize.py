@@ -39,9 +39,9 @@ class Tokens:
         """The ids of some texts, one after the other."""
         return self.ids[_ranges(self.starts[indices], self.lengths[indices])]
 
-    def of(self, index: int) -> npt.NDArray[np.int32]:
-        """The ids of one text."""
-        return self.ids[self.starts[index] : self.starts[index] + self.lengths[index]]
+    def as_lists(self) -> list[list[int]]:
+        """The ids of each text."""
+        return [part.tolist() for part in np.split(self.ids, self.starts[1:])]
 
 
 class Tokenizer:

@@ -43,7 +43,8 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
         return loaded
 
     def load(draft: Draft) -> encoder.Encoder | None:
-        shop.expect(_expected_tokens(draft, sum(shop.corpus.units[index].rows for index in set(units) - board.done())))
+        rows = sum(shop.corpus.units[index].rows for index in set(units) - board.done())
+        shop.expect(_expected_tokens(draft, rows, shop.job.checkpoint.max_length))
         return model() if len(devices()) == 1 else None
 
     if world.size > 1:
@@ -77,7 +78,7 @@ def assist(job: Job, world: launch.World) -> None:
     try:
         with watchdog(board, job.run.watchdog, lambda message: None):
             place = launch.devices(job.run, job.checkpoint.is_hash, world)[0]
-            work_through(shop, board, units, lambda draft: load_model(job, place))
+            work_through(shop, board, units, lambda draft: load_model(shop.job, place))
     except Exception as error:
         board.fail(crew.as_failure(error))
         raise
@@ -101,10 +102,10 @@ def _wait_for_others(units: Sequence[int], board: Board, limit: float, watcher: 
     return False
 
 
-def _expected_tokens(draft: Draft, rows: int) -> int:
+def _expected_tokens(draft: Draft, rows: int, max_length: int) -> int:
     """About how many tokens so many rows hold, if they are like a draft's: the missing ones, of 4 characters each."""
-    characters = sum(map(len, draft.strings(draft.missing).strings))
-    return rows * characters // (4 * max(1, len(draft.texts)))
+    tokens = sum(min(max_length, len(string) // 4) for string in draft.strings(draft.missing).strings)
+    return rows * tokens // max(1, len(draft.texts))
 
 
 def _name(world: launch.World) -> str:

@@ -78,11 +78,12 @@ class Workshop:
             missing = np.arange(len(firsts))
             return self.lookup.fill_in(Draft(index, records, rendered, hashes, firsts, texts, own, missing, result))
 
-    def prepare(self, draft: Draft, model: encoder.Encoder) -> None:
-        """Make of the missing texts what the model takes."""
-        if len(draft.missing):
+    def prepare(self, draft: Draft, model: encoder.Encoder, texts: Rows | None = None) -> None:
+        """Make of some texts, else of all that are missing, what the model takes."""
+        texts = draft.missing if texts is None else texts
+        if len(texts):
             with timed(draft.result.seconds, "tokenizing"):
-                draft.prepared = model.prepare(draft.strings(draft.missing))
+                draft.prepared = model.prepare(draft.strings(texts))
 
     def encode(
         self, draft: Draft, model: encoder.Encoder, advance: OnProgress, poison: Mapping[int, str] | None = None
@@ -95,9 +96,10 @@ class Workshop:
         asked = np.setdiff1d(draft.missing, list(failed)).astype(np.intp)
         if not len(asked):
             return failed
-        prepared = model.prepare(draft.strings(asked)) if draft.prepared is None or failed else draft.prepared
+        if draft.prepared is None or failed:
+            self.prepare(draft, model, asked)
         with timed(result.seconds, "encoding"):
-            encoded = model.encode(prepared, advance)
+            encoded = model.encode(draft.prepared, advance)
         draft.prepared = None
         own.vectors[asked], own.tokens[asked], own.truncated[asked] = encoded.vectors, encoded.tokens, encoded.truncated
         result.counts.encoded_tokens, result.counts.padded_tokens = int(encoded.tokens.sum()), encoded.padded

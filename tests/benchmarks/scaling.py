@@ -54,7 +54,8 @@ def main():
                     options = ["--model", wanted.model, "--num-processes", processes, *wanted.options.split()]
                     command = ["encode", corpus, "--role", "passage", "-o", output, "--report", report, "-q", *options]
                     started = time.perf_counter()
-                    subprocess.run([sys.executable, "-m", "embedcli", *map(str, command)], check=True)
+                    call = [sys.executable, "-m", "embedcli", *map(str, command)]
+                    subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
                     seconds, size = time.perf_counter() - started, sum(map(len, texts)) / 1e6
                     limit = json.loads(report.read_text())["limited_by"]
                     print(

@@ -1,0 +1,49 @@
+"""The device, and what suits it: the number format, the size of a batch."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from embedcli.encoder import environment
+from embedcli.errors import DeviceError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Measured on 2 cores: from 1,024 to 4,096 tokens there is no difference; larger packs leave the caches.
+_CPU_BATCH_TOKENS = 2048
+# A GPU wants many tokens at once, but no more than this share of its free memory for what a layer keeps of them.
+_CUDA_BATCH_TOKENS, _CUDA_SHARE = 65_536, 0.25
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises DeviceError where there is none of that name."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(f"--device {name}: this machine shows {count} CUDA devices", "--device cpu runs anywhere")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device, compiled: bool = False) -> torch.dtype:
+    """The number format for `auto`: bfloat16 where the hardware is faster in it, else float32."""
+    if name != "auto":
+        return _DTYPES[name]
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = environment.has_tiles() or (compiled and environment.announces_tiles())
+    return torch.bfloat16 if fast else torch.float32
+
+
+def choose_batch_tokens(device: torch.device, transformer: nn.Module) -> int:
+    """Tokens per batch: what a CPU's caches hold; what a share of a GPU's free memory holds of a layer's states."""
+    if device.type != "cuda":
+        return _CPU_BATCH_TOKENS
+    config: Any = transformer.config
+    width = 8 * config.hidden_size + 3 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    free, _ = torch.cuda.mem_get_info(device)
+    size = next(transformer.parameters()).element_size()
+    return max(1024, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * free / (width * size))) // 1024 * 1024)
