@@ -46,6 +46,10 @@ class Space:
         """16 hex digits over all fields but the names."""
         return _digest({key: value for key, value in asdict(self).items() if key not in _NAMES})
 
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, as provenance holds them."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -14,7 +14,9 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"commands", "worker", "interruptions"},
+    {"judging"},
     {"job", "inspection", "console"},
+    {"choosing"},
     {"registry"},
     {"sources", "encoder", "store", "templates", "launch"},
     {"records"},
@@ -22,7 +24,7 @@ LAYERS = [
     {"errors"},
 ]
 # The console prints a run's summary: it may know its type, nothing more.
-TYPES_ONLY = {("console", "job")}
+TYPES_ONLY = {("console", "job"), ("console", "judging")}
 DOORS = {
     "typer": {"cli", "commands"},
     "rich": {"console"},
@@ -30,6 +32,7 @@ DOORS = {
     "transformers": {"encoder"},
     "torch": {"encoder", "launch"},
     "pyarrow": {"sources", "store"},
+    "duckdb": {"store"},
     "huggingface_hub": {"encoder"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -6,12 +6,14 @@ from embedcli.commands import templates
 from embedcli.commands.clean import clean
 from embedcli.commands.encode import encode
 from embedcli.commands.inspect import inspect
+from embedcli.commands.search import search
 
 Verb = Callable[..., int]
 
 # A verb, or a group of verbs.
 VERBS: dict[str, Verb | Mapping[str, Verb]] = {
     "encode": encode,
+    "search": search,
     "inspect": inspect,
     "templates": templates.VERBS,
     "clean": clean,

@@ -10,32 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from embedcli import console
+from embedcli.commands import options
+from embedcli.commands.options import option
 from embedcli.config import (
     STDIN,
     STDOUT,
     Compile,
-    DType,
-    Facts,
     InputOptions,
     OnError,
     OutputOptions,
-    RunOptions,
     VectorType,
 )
 from embedcli.console import closing, progress
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
+    from embedcli import choosing
     from embedcli.job import Job
-    from embedcli.registry import Family
-
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-
-
-def _option(help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
-    """An option that an environment variable may set too: EMBEDCLI_ and its name."""
-    variable = "EMBEDCLI_" + names[0].partition("/")[0].lstrip("-").upper().replace("-", "_")
-    return typer.Option(*names, help=help, envvar=variable, **more)
 
 
 def encode(
@@ -43,83 +34,74 @@ def encode(
         list[str], typer.Argument(help="JSONL (also .gz, .zst) or Parquet: files, folders, globs; - is stdin.")
     ],
     role: Annotated[
-        str, _option("What the texts are: query, passage (or document), or a role the model names.", "--role")
+        str, option("What the texts are: query, passage (or document), or a role the model names.", "--role")
     ],
     output: Annotated[
         str | None,
-        _option(
+        option(
             "Output file, folder/ of part files, or - for stdout. Default: <input>.<role>.parquet beside the input.",
             "--output",
             "-o",
         ),
     ] = None,
-    model: Annotated[
+    model: options.Model = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    template: options.Template = None,
+    task: options.Task = None,
+    max_length: options.MaxLength = None,
+    dim: options.Dim = None,
+    like: Annotated[
         str | None,
-        _option("org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.", "--model"),
-    ] = None,
-    revision: Annotated[str | None, _option("Branch, tag or commit of a hub model.", "--revision")] = None,
-    trust_remote_code: Annotated[
-        bool, _option("Run the repository's own code. Demands --revision with a commit.", "--trust-remote-code")
-    ] = False,
-    template: Annotated[
-        str | None, _option("A string with {text}, a template file, or a family's name.", "--template")
-    ] = None,
-    task: Annotated[str | None, _option("The instruction sentence, where the template has {task}.", "--task")] = None,
-    max_length: Annotated[
-        int | None, _option("Most tokens of a text, template included.", "--max-length", min=1)
-    ] = None,
-    dim: Annotated[
-        int | None, _option("Keep the first so many dimensions, then normalize (Matryoshka).", "--dim", min=1)
+        option(
+            "Vectors that these are to be compared with: the same model, family, dimension, normalization.", "--like"
+        ),
     ] = None,
     normalize: Annotated[
         bool | None,
-        _option("Give vectors norm 1. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
+        option("Give vectors norm 1. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
     ] = None,
-    dtype: Annotated[
-        DType, _option("Number format of the weights; auto: bfloat16 where it is faster.", "--dtype")
-    ] = "auto",
-    device: Annotated[str, _option("auto, cpu, cuda or cuda:1.", "--device")] = "auto",
+    dtype: options.Numbers = "auto",
+    device: options.Device = "auto",
     batch_tokens: Annotated[
-        str, _option("Tokens per batch, padding included; auto: what suits the device.", "--batch-tokens")
+        str, option("Tokens per batch, padding included; auto: what suits the device.", "--batch-tokens")
     ] = "auto",
     compile: Annotated[  # noqa: A002 - the option's name
-        Compile, _option("Compile the model; auto: where the amount of work pays for it (CPUs with AMX).", "--compile")
+        Compile, option("Compile the model; auto: where the amount of work pays for it (CPUs with AMX).", "--compile")
     ] = "auto",
     num_processes: Annotated[
-        int | None, _option("Worker processes. Default: one for each CUDA device, else one.", "--num-processes", min=1)
+        int | None, option("Worker processes. Default: one for each CUDA device, else one.", "--num-processes", min=1)
     ] = None,
     watchdog: Annotated[
-        float, _option("Seconds without progress after which a worker is given up; 0: never.", "--watchdog", min=0)
+        float, option("Seconds without progress after which a worker is given up; 0: never.", "--watchdog", min=0)
     ] = 1800.0,
     update: Annotated[
-        bool, _option("Reuse the vectors of the output as it is; embed only new and changed texts.", "--update")
+        bool, option("Reuse the vectors of the output as it is; embed only new and changed texts.", "--update")
     ] = False,
-    fresh: Annotated[bool, _option("Throw away what an interrupted run left, and start over.", "--fresh")] = False,
-    text_column: Annotated[
-        str, _option("The column to embed; doc.text is a path into objects.", "--text-column")
-    ] = "text",
+    fresh: Annotated[bool, option("Throw away what an interrupted run left, and start over.", "--fresh")] = False,
+    text_column: options.TextColumn = "text",
     columns: Annotated[
-        str | None, _option("Columns to carry over, separated by commas; '' for none. Default: all.", "--columns")
+        str | None, option("Columns to carry over, separated by commas; '' for none. Default: all.", "--columns")
     ] = None,
-    embedding_column: Annotated[str, _option("Name of the vector column.", "--embedding-column")] = "embedding",
-    vector_type: Annotated[VectorType, _option("Number format of the stored vectors.", "--vector-type")] = "float32",
+    embedding_column: Annotated[str, option("Name of the vector column.", "--embedding-column")] = "embedding",
+    vector_type: Annotated[VectorType, option("Number format of the stored vectors.", "--vector-type")] = "float32",
     format: Annotated[  # noqa: A002 - the option's name
-        Literal["parquet", "arrow", "jsonl"] | None, _option("With -o -: arrow (IPC stream) or jsonl.", "--format")
+        Literal["parquet", "arrow", "jsonl"] | None, option("With -o -: arrow (IPC stream) or jsonl.", "--format")
     ] = None,
-    on_error: Annotated[OnError, _option("Bad rows end the run, or are set aside.", "--on-error")] = "fail",
+    on_error: Annotated[OnError, option("Bad rows end the run, or are set aside.", "--on-error")] = "fail",
     rejects: Annotated[
-        str | None, _option("Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects")
+        str | None, option("Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects")
     ] = None,
-    min_rows: Annotated[int, _option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)] = 0,
-    max_row_bytes: Annotated[int, _option("Longest JSONL line.", "--max-row-bytes", min=1)] = 16 * 2**20,
+    min_rows: Annotated[int, option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)] = 0,
+    max_row_bytes: Annotated[int, option("Longest JSONL line.", "--max-row-bytes", min=1)] = 16 * 2**20,
     binary_as_utf8: Annotated[
-        bool, _option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
+        bool, option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
     ] = False,
     dry_run: Annotated[
-        bool, _option("Embed nothing: show rows, tokens, what would be reused, and the disk it takes.", "--dry-run")
+        bool, option("Embed nothing: show rows, tokens, what would be reused, and the disk it takes.", "--dry-run")
     ] = False,
-    report: Annotated[str | None, _option("Write the run's summary to this file, as JSON.", "--report")] = None,
-    quiet: Annotated[bool, _option("No progress and no summary; warnings and errors only.", "--quiet", "-q")] = False,
+    report: Annotated[str | None, option("Write the run's summary to this file, as JSON.", "--report")] = None,
+    quiet: options.Quiet = False,
 ) -> int:
     """Encode a text column into vectors with the role's template.
 
@@ -130,12 +112,19 @@ def encode(
     Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 69 workers or device lost; 73 output
     can't be created; 74 disk full; 75 output locked; 78 model or template unusable, or another recipe than before.
     """
+    from embedcli import choosing, sources
     from embedcli import job as jobs
-    from embedcli import registry, sources
-    from embedcli.encoder import checkpoint, model_files
 
-    if not _DEVICE.fullmatch(device):
-        raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
+    running = options.run_options(
+        device,
+        dtype,
+        batch_tokens=_batch_tokens(batch_tokens),
+        num_processes=num_processes,
+        update=update,
+        fresh=fresh,
+        watchdog=watchdog,
+        compile=compile,
+    )
     _check_together(update, fresh, dry_run, output)
     found = sources.find(inputs)
     path = output if output is not None else _default_output(inputs, found, role)
@@ -149,28 +138,22 @@ def encode(
         min_rows=min_rows,
     )
     jobs.check_output(output_options, found, report)  # before a model is looked for or fetched
-    files = model_files.find(model, revision, trust_remote_code)
-    family = registry.find_family(files.names, template)
-    chosen = registry.choose(files.id, role, task, template, family, checkpoint.prompts(files))
-    _warn(template, family, dim)
-    wishes = checkpoint.Wishes(max_length, dim, normalize, trust_remote_code)
-    facts, adapter = (family.facts, family.adapters.get(chosen.role)) if family else (Facts(), None)
+    wanted = choosing.Wanted(model, revision, trust_remote_code, template, task, max_length, dim, normalize)
+    chosen = _choose(wanted, role, like)
     job = jobs.Job(
         inputs=tuple(found),
-        checkpoint=checkpoint.read(files, facts, wishes, adapter),
-        template=chosen,
+        checkpoint=chosen.checkpoint,
+        template=chosen.template,
         input=InputOptions(
             text_column=text_column,
-            columns=None if columns is None else tuple(filter(None, columns.split(","))),
-            fields=chosen.fields,
+            columns=None if columns is None else tuple(options.names(columns)),
+            fields=chosen.template.fields,
             max_row_bytes=max_row_bytes,
             binary_as_utf8=binary_as_utf8,
             on_error=on_error,
         ),
         output=output_options,
-        run=RunOptions(
-            device, dtype, _batch_tokens(batch_tokens), num_processes, update, fresh, watchdog, compile=compile
-        ),
+        run=running,
     )
     return _look_ahead(job, quiet, report) if dry_run else _run(job, quiet, report)
 
@@ -192,18 +175,17 @@ def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None
         raise UsageError("--update needs an output to update: -o - has none")
 
 
-def _warn(template: str | None, family: "Family | None", dim: int | None) -> None:
-    """Say what a careful colleague would say of these choices."""
-    from embedcli import registry
+def _choose(wanted: "choosing.Wanted", role: str, like: str | None) -> "choosing.Choice":
+    from embedcli import choosing
+    from embedcli.store import describe
 
-    if warning := registry.warn_literal_escape(template):
-        console.warn(warning)
-    if family is None:
-        return
-    for unsure in family.unsure:
-        console.warn(f"family {family.name} is not verified: {unsure}")
-    if dim is not None and family.facts.dims and dim not in family.facts.dims:
-        console.warn(f"the model was trained to be cut to {', '.join(map(str, family.facts.dims))}, not to {dim}")
+    if like is None:
+        chosen = choosing.choose(wanted, role)
+    else:
+        chosen = choosing.choose_like(wanted, role, describe.provenance_of(like), like)
+    for note in chosen.notes:
+        console.warn(note)
+    return chosen
 
 
 def _run(job: "Job", quiet: bool, report: str | None) -> int:

@@ -13,7 +13,7 @@ from embedcli.job import provenance
 from embedcli.job.summary import Job, Watcher
 from embedcli.job.unit import Workshop
 from embedcli.records import Corpus
-from embedcli.store import parts, publish, reuse, staging
+from embedcli.store import describe, parts, publish, reuse, staging
 
 
 def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) -> Workshop:
@@ -68,19 +68,8 @@ def _updated(job: Job) -> Mapping[str, Any] | None:
     if not has_previous(job):
         return None
     path = Path(job.output.path)
-    said = previous_provenance(path)
+    said = describe.provenance_of(str(path))
     provenance.check_same(said, job, f"{path}: can't be updated", "without --update everything is embedded anew")
-    return said
-
-
-def previous_provenance(path: Path) -> Mapping[str, Any]:
-    """What an output says of its making. Raises DataError where it says nothing."""
-    if path.is_dir():
-        return publish.manifest_of(path)
-    with parts.open_file(path) as file:
-        said = parts.provenance_of(file)
-    if said is None:
-        raise DataError(f"{path}: was not written by embedcli")
     return said
 
 

@@ -12,7 +12,7 @@ from embedcli.job.draft import Draft, Result
 from embedcli.job.summary import Summary, Watcher
 from embedcli.job.unit import Workshop
 from embedcli.records import Reject
-from embedcli.store import parts, publish, reuse, streams
+from embedcli.store import describe, parts, publish, reuse, streams
 from embedcli.store.claims import Board
 
 
@@ -122,7 +122,7 @@ class Outcome:
         kept = [result.previous for result in results if result.rows]
         return (
             kept == list(range(len(previous)))
-            and planning.previous_provenance(Path(job.output.path)).get("counts") == said["counts"]
+            and describe.provenance_of(job.output.path).get("counts") == said["counts"]
         )
 
     def _publish(self, results: list[Result], said: dict[str, object]) -> None:

@@ -1,6 +1,6 @@
 """Reading a file of vectors back: its head, then its blocks as plain arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedcli.errors import DataError
+from embedcli.errors import DataError, InputMissingError
 from embedcli.store import parts, publish
+
+# Of 4,096 dimensions in float32 these are 128 MiB.
+ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,18 @@ class Head:
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows: vectors float32 [n, dim] without missing ones; hashes as 16-byte voids; None where not in the file."""
+    """Some of a file's rows, from number `first` on.
 
+    vectors: float32 [n, dim] without missing ones; rows: int64 [n], their numbers among all of the file's; missing: how
+    many have none. hashes: 16-byte voids; they, tokens and truncated are None where not in the file. table: the
+    further columns that were asked for.
+    """
+
+    first: int
+    rows: npt.NDArray[np.int64]
     vectors: npt.NDArray[np.float32]
     missing: int
+    table: pa.Table
     hashes: npt.NDArray[Any] | None
     tokens: npt.NDArray[np.int32] | None
     truncated: npt.NDArray[np.bool_] | None
@@ -71,6 +82,19 @@ def head(path: str, embedding_column: str | None = None) -> Head:
     )
 
 
+def provenance_of(path: str) -> dict[str, Any]:
+    """What a file or folder of vectors says of its making. Raises InputMissingError, DataError if it says nothing."""
+    if not Path(path).exists():
+        raise InputMissingError(f"{path}: no such file or folder")
+    if Path(path).is_dir():
+        return publish.manifest_of(Path(path))
+    with parts.open_file(path) as file:
+        said = parts.provenance_of(file)
+    if said is None:
+        raise DataError(f"{path}: was not written by embedcli")
+    return said
+
+
 def _is_vector(kind: pa.DataType) -> bool:
     return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
 
@@ -80,18 +104,39 @@ def files_of(path: str) -> list[str]:
     return sorted(map(str, Path(path).glob("part-*.parquet"))) if Path(path).is_dir() else [path]
 
 
-def blocks(path: str, head: Head) -> Iterator[Block]:
-    """The file's rows as arrays, a row group at a time. Raises DataError where a page is damaged."""
-    names = [name for name in parts.own_columns(head.embedding_column) if name in head.columns]
-    for table in (table for file in files_of(path) for table in parts.read_tables(file, names)):
-        column = table.column(head.embedding_column)
+def blocks(path: str, head: Head, columns: Sequence[str] = ()) -> Iterator[Block]:
+    """The file's rows as arrays, in order and in bounded memory. Raises DataError where a page is damaged."""
+    own = [name for name in parts.own_columns(head.embedding_column) if name in head.columns]
+    names, first = list(dict.fromkeys([*own, *columns])), 0
+    for table in (table for file in files_of(path) for table in parts.read_batches(file, names, ROWS_AT_ONCE)):
+        column, start = table.column(head.embedding_column), first
+        first += len(table)
         yield Block(
+            first=start,
+            rows=start + np.flatnonzero(column.is_valid().to_numpy()),
             vectors=parts.vectors_of(column.drop_null()),
             missing=column.null_count,
+            table=table.select(list(columns)),
             hashes=_hashes(table, f"{head.embedding_column}_hash"),
             tokens=_values(table, f"{head.embedding_column}_tokens"),
             truncated=_values(table, f"{head.embedding_column}_truncated"),
         )
+
+
+def take(path: str, rows: Sequence[int], columns: Sequence[str]) -> Mapping[int, dict[str, Any]]:
+    """The values of some rows, by their number among all of the file's. Raises DataError where a page is damaged."""
+    wanted, first = np.unique(np.asarray(rows, np.int64)), 0
+    found: dict[int, dict[str, Any]] = {}
+    for name in files_of(path):
+        with parts.open_file(name) as file:
+            for group in range(file.metadata.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                here = wanted[(wanted >= first) & (wanted < first + size)]
+                if len(here):
+                    table = parts.read_group(file, name, group, list(columns)).take(here - first)
+                    found |= dict(zip(here.tolist(), table.to_pylist(), strict=True))
+                first += size
+    return found
 
 
 def _values(table: pa.Table, name: str) -> Any:

@@ -1,6 +1,7 @@
 """The Parquet files that we write: their columns, their provenance, and how they are written, checked and read.
 
-Every page has a checksum: without it one flipped bit reads back as another vector, without an error.
+Every page has a checksum: without it one flipped bit reads back as another vector, without an error. The whole file has
+a seal, which covers the rest.
 """
 
 import json
@@ -17,9 +18,13 @@ import pyarrow.parquet as pq
 
 from embedcli.config import OutputOptions
 from embedcli.errors import ConfigurationError, DataError, StorageError, from_os_error
+from embedcli.store import seal
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"embedcli"
+_SEAL_KEY = "embedcli.sha256"
+# What stands before a file's seal: its key, then Thrift's type and length of a string of 64.
+SEAL_MARK = _SEAL_KEY.encode() + b"\x18\x40"
 _VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _HASH_TYPE = pa.binary(16)
 
@@ -129,9 +134,10 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
     split = [numbers] if schema.field(vector).type.value_type == pa.float32() else []
     if not split:
         compression[numbers] = "none"
-    with open(path, "xb") as stream:
+    with open(path, "x+b") as stream:
+        hashing = seal.Hashing(stream)
         with pq.ParquetWriter(
-            stream,
+            hashing,
             full,
             compression=compression,
             use_byte_stream_split=split,
@@ -142,6 +148,8 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
             for table in filter(len, tables):
                 writer.write_table(table, row_group_size=len(table))
                 rows += len(table)
+            writer.add_key_value_metadata({_SEAL_KEY: seal.EMPTY})
+        seal.put(stream, hashing.hexdigest(), SEAL_MARK)
         stream.flush()
         if durable:
             os.fsync(stream.fileno())
@@ -190,6 +198,16 @@ def read_tables(path: Path | str, columns: list[str] | None = None) -> Iterator[
     with open_file(path) as file:
         for group in range(file.metadata.num_row_groups):
             yield read_group(file, path, group, columns)
+
+
+def read_batches(path: Path | str, columns: list[str], rows: int) -> Iterator[pa.Table]:
+    """The file in tables of at most so many rows, in order. Raises DataError where a page is damaged."""
+    with open_file(path) as file:
+        try:
+            for batch in file.iter_batches(rows, columns=columns):
+                yield pa.Table.from_batches([batch])
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{path}: damaged: {' '.join(str(error).split())}") from None
 
 
 def read_group(file: pq.ParquetFile, path: Path | str, group: int, columns: list[str] | None = None) -> pa.Table:

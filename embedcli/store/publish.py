@@ -13,9 +13,11 @@ import pyarrow as pa
 
 from embedcli.errors import DataError, OutputError
 from embedcli.records import Reject
-from embedcli.store import parts, staging
+from embedcli.store import parts, seal, staging
 from embedcli.store.reuse import Block, Shelf
 
+# What stands before the seal of a directory's manifest.
+MANIFEST_MARK = b'"sha256": "'
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -48,7 +50,8 @@ def publish_directory(
         if found.name not in wanted:
             found.unlink()
     manifest = {**provenance, "parts": [{"file": name, "rows": rows} for name, rows in wanted.items()]}
-    staging.write_json(stage.unfinished(), stage.parts / staging.MANIFEST, manifest)
+    content = seal.sealed(staging.as_json({**manifest, "sha256": seal.EMPTY}), MANIFEST_MARK)
+    staging.write_durably(stage.unfinished(), stage.parts / staging.MANIFEST, content)
     if stage.output.exists():
         _exchange(stage.parts, stage.output)
     else:

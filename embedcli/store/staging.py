@@ -282,4 +282,9 @@ def write_durably(unfinished: Path, target: Path, content: bytes) -> None:
 
 def write_json(unfinished: Path, target: Path, value: Any) -> None:
     """Write a JSON file under its name, whole and durable, or not at all."""
-    write_durably(unfinished, target, json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+    write_durably(unfinished, target, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """A line of JSON."""
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

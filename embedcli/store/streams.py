@@ -57,7 +57,7 @@ class JsonlStream:
         numbers = f"[{', '.join(['%.9g'] * vectors.shape[1])}]"
         for row, vector in zip(table.drop_columns([self._vector]).to_pylist(), vectors, strict=True):
             row[self._hash] = row[self._hash].hex()
-            line = f"{_json(row)[:-1]}, {json.dumps(self._vector)}: {numbers % tuple(vector.tolist())}}}\n"
+            line = f"{json_of(row)[:-1]}, {json.dumps(self._vector)}: {numbers % tuple(vector.tolist())}}}\n"
             self._stream.write(line.encode())
         self._stream.flush()
 
@@ -65,7 +65,8 @@ class JsonlStream:
         """All is sent already."""
 
 
-def _json(row: dict[str, Any]) -> str:
+def json_of(row: dict[str, Any]) -> str:
+    """A row as JSON: what JSON lacks becomes strings (times in ISO 8601, bytes in base64), NaN becomes null."""
     try:
         return json.dumps(row, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:  # JSON has no NaN and no infinity

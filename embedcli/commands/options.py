@@ -1,0 +1,65 @@
+"""Options that several verbs have, and what their values become."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from embedcli.config import DType, RunOptions
+from embedcli.errors import UsageError
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+
+
+def option(help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
+    """An option that an environment variable may set too: EMBEDCLI_ and its name."""
+    variable = "EMBEDCLI_" + names[0].partition("/")[0].lstrip("-").upper().replace("-", "_")
+    return typer.Option(*names, help=help, envvar=variable, **more)
+
+
+Model = Annotated[
+    str | None,
+    option("org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.", "--model"),
+]
+Revision = Annotated[str | None, option("Branch, tag or commit of a hub model.", "--revision")]
+TrustRemoteCode = Annotated[
+    bool, option("Run the repository's own code. Demands --revision with a commit.", "--trust-remote-code")
+]
+Template = Annotated[str | None, option("A string with {text}, a template file, or a family's name.", "--template")]
+Task = Annotated[str | None, option("The instruction sentence, where the template has {task}.", "--task")]
+MaxLength = Annotated[int | None, option("Most tokens of a text, template included.", "--max-length", min=1)]
+Dim = Annotated[int | None, option("Keep the first so many dimensions, then normalize (Matryoshka).", "--dim", min=1)]
+# For verbs that go by a file's own recipe: no environment variable speaks against it.
+LikeModel = Annotated[
+    str | None, typer.Option("--model", help="The model's ./folder, where the file can't say it. Default: its own.")
+]
+LikeRevision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit. Default: the file's own.")]
+LikeTemplate = Annotated[
+    str | None, typer.Option("--template", help="A string with {text}, a file, or a family. Default: as the file's.")
+]
+LikeTask = Annotated[
+    str | None, typer.Option("--task", help="The instruction sentence, where the template has {task}.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the repository's own code, as the file's maker did.")
+]
+Numbers = Annotated[DType, option("Number format of the weights; auto: bfloat16 where it is faster.", "--dtype")]
+Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device")]
+TextColumn = Annotated[str, option("The column to embed; doc.text is a path into objects.", "--text-column")]
+VectorColumn = Annotated[
+    str | None, typer.Option("--embedding-column", help="The vector column, where there are several.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, option("No progress and no summary; warnings and errors only.", "--quiet", "-q")]
+
+
+def run_options(device: str, dtype: DType, **more: Any) -> RunOptions:
+    """How to run a model. Raises UsageError where the device is none."""
+    if not _DEVICE.fullmatch(device):
+        raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
+    return RunOptions(device, dtype, **more)
+
+
+def names(value: str) -> list[str]:
+    """Names separated by commas."""
+    return [name for name in value.split(",") if name]

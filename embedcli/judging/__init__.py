@@ -1,0 +1,1 @@
+"""What is built on stored vectors: search, evaluation, probing, verification, comparison."""

@@ -1,0 +1,72 @@
+"""Queries for an index: texts encoded to match it, or vectors that were."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcli.choosing import Choice, Wanted, choose_like
+from embedcli.config import InputOptions, RunOptions
+from embedcli.errors import DataError
+from embedcli.judging import spaces, texts
+from embedcli.judging.spaces import Index
+from embedcli.store import describe
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What is looked for: n texts (empty where only vectors are known), float32 [n, dim], the other values of each."""
+
+    texts: list[str]
+    vectors: npt.NDArray[np.float32]
+    rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How queries become vectors that compare with an index's. `role` None takes the one that the index calls for."""
+
+    index: Index
+    wanted: Wanted
+    role: str | None
+    running: RunOptions
+    reading: InputOptions
+
+    def choice(self) -> Choice:
+        """The index's model, with the template of the queries' role. Raises ConfigurationError."""
+        role = spaces.query_role(self.index, self.role)
+        return choose_like(self.wanted, role, self.index.said, self.index.path)
+
+    def texts(self, strings: Sequence[str]) -> Queries:
+        """Encode texts. Raises what choosing, loading and encoding raise."""
+        return Queries(list(strings), spaces.embed(self.choice(), strings, self.running), [{} for _ in strings])
+
+    def file(self, path: str) -> Queries:
+        """Encode the texts of a file; take the vectors of a file that encode wrote.
+
+        Raises ConfigurationError where those are of another space or role, and what reading raises.
+        """
+        if (own := _own(path)) is not None:
+            spaces.check_comparable(self.index, own)
+            spaces.check_roles(self.index, own, spaces.query_role(self.index, self.role))
+            vectors, numbers = spaces.vectors_of(own)
+            found = describe.take(path, numbers.tolist(), own.carried)
+            rows = [found[number] for number in numbers.tolist()]
+            return Queries([str(row.get(self.reading.text_column, "")) for row in rows], vectors, rows)
+        choice = self.choice()
+        read = texts.read(path, replace(self.reading, fields=choice.template.fields))
+        return Queries(read.texts, spaces.embed(choice, read.texts, self.running, read.fields), read.rows)
+
+
+def _own(path: str) -> Index | None:
+    """The file as one of vectors, if encode wrote it."""
+    if not Path(path).exists():
+        return None
+    try:
+        describe.provenance_of(path)
+    except DataError:
+        return None
+    return spaces.open_index(path)
