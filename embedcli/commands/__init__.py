@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from embedcli.commands import templates
 from embedcli.commands.clean import clean
 from embedcli.commands.encode import encode
+from embedcli.commands.evaluate import evaluate
 from embedcli.commands.inspect import inspect
+from embedcli.commands.probe import probe
 from embedcli.commands.search import search
 
 Verb = Callable[..., int]
@@ -14,6 +16,8 @@ Verb = Callable[..., int]
 VERBS: dict[str, Verb | Mapping[str, Verb]] = {
     "encode": encode,
     "search": search,
+    "eval": evaluate,
+    "probe": probe,
     "inspect": inspect,
     "templates": templates.VERBS,
     "clean": clean,

@@ -6,6 +6,7 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -94,6 +95,15 @@ def table(rows: Sequence[tuple[str, str]], to_stdout: bool = False) -> None:
     width = max(len(name) for name, _ in rows)  # a pipe gets whole lines, however long
     for name, value in rows:
         console.print(Text(f"{safe(name):<{width}}  {safe(value)}"))
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on standard output: aligned columns, whole lines however long."""
+    table = [[safe(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        result("  ".join(padded).rstrip())
 
 
 def size(count: int) -> str:

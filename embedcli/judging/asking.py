@@ -49,19 +49,23 @@ class Ask:
 
         Raises ConfigurationError where those are of another space or role, and what reading raises.
         """
-        if (own := _own(path)) is not None:
-            spaces.check_comparable(self.index, own)
-            spaces.check_roles(self.index, own, spaces.query_role(self.index, self.role))
-            vectors, numbers = spaces.vectors_of(own)
-            found = describe.take(path, numbers.tolist(), own.carried)
-            rows = [found[number] for number in numbers.tolist()]
-            return Queries([str(row.get(self.reading.text_column, "")) for row in rows], vectors, rows)
+        if (vectors := own(path)) is not None:
+            return self.vectors(vectors)
         choice = self.choice()
         read = texts.read(path, replace(self.reading, fields=choice.template.fields))
         return Queries(read.texts, spaces.embed(choice, read.texts, self.running, read.fields), read.rows)
 
+    def vectors(self, own: Index) -> Queries:
+        """Take the vectors of a file that encode wrote. Raises ConfigurationError where they don't compare."""
+        spaces.check_comparable(self.index, own)
+        spaces.check_roles(self.index, own, spaces.query_role(self.index, self.role))
+        vectors, numbers = spaces.vectors_of(own)
+        found = describe.take(own.path, numbers.tolist(), own.carried)
+        rows = [found[number] for number in numbers.tolist()]
+        return Queries([str(row.get(self.reading.text_column, "")) for row in rows], vectors, rows)
 
-def _own(path: str) -> Index | None:
+
+def own(path: str) -> Index | None:
     """The file as one of vectors, if encode wrote it."""
     if not Path(path).exists():
         return None

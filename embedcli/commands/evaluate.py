@@ -1,0 +1,175 @@
+"""`embedcli eval`: its options, the evaluations, their comparison, its printing."""
+
+import json
+import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from embedcli import console
+from embedcli.commands import options
+from embedcli.console import progress
+from embedcli.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from embedcli.judging.evaluation import Data, Evaluation, Setup
+
+
+def evaluate(
+    corpus: Annotated[str, typer.Option("--corpus", help="Passages: JSONL, Parquet, or what encode wrote.")],
+    queries: Annotated[str, typer.Option("--queries", help="Queries: JSONL, Parquet, or what encode wrote.")],
+    qrels: Annotated[str, typer.Option("--qrels", help="Judgments: query-id, corpus-id, score; or TREC's.")],
+    model: options.Model = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    template: Annotated[
+        str | None, typer.Option("--template", help="A template file, or a family's name, for both roles.")
+    ] = None,
+    passage_template: Annotated[
+        str | None, typer.Option("--passage-template", help="A string for the corpus: '{title} {text}'.")
+    ] = None,
+    query_template: Annotated[
+        str | None, typer.Option("--query-template", help="A string for the queries: 'query: {text}'.")
+    ] = None,
+    task: options.Task = None,
+    max_length: options.MaxLength = None,
+    dim: options.Dim = None,
+    dtype: options.Numbers = "auto",
+    device: options.Device = "auto",
+    ablate: Annotated[
+        Literal["template"] | None, typer.Option("--ablate", help="template: also without it. What is it worth here?")
+    ] = None,
+    models: Annotated[
+        str | None, typer.Option("--models", help="Compare models, separated by commas: quality, speed, size.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", help="Compare with an earlier run: what --per-query wrote.")
+    ] = None,
+    per_query: Annotated[
+        str | None, typer.Option("--per-query", help="Write each query's values and best ids: .parquet or .json.")
+    ] = None,
+    keep: Annotated[
+        str | None, typer.Option("--keep", help="Keep the vectors in this folder, and use those that are there.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option("--id-column", help="Default: _id, else id.")] = None,
+    text_column: options.TextColumn = "text",
+    ignore_identical_ids: Annotated[
+        bool, typer.Option("--ignore-identical-ids", help="A query doesn't find the passage of its own id.")
+    ] = False,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> int:
+    """Measure how well vectors find what people judged relevant: nDCG@10, Recall@100, MRR@10, MAP.
+
+    Example: embedcli eval --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv
+
+    Exit codes: 0 done; 2 options that exclude each other; 65 bad data; 66 a file is missing; 78 model or template
+    unusable, or vectors that don't compare.
+    """
+    from embedcli.choosing import Wanted
+    from embedcli.judging import evaluation
+    from embedcli.judging import qrels as judgments
+    from embedcli.store import results
+
+    wanted = Wanted(model, revision, trust_remote_code, _family(template), task, max_length, dim)
+    for path in filter(None, (per_query, against)):
+        results.check_name(path)
+    earlier = results.read(against) if against is not None else None
+    data = evaluation.Data(corpus, queries, judgments.read(qrels), id_column, text_column, ignore_identical_ids)
+    setups = _setups(data, _setup("run", wanted, passage_template, query_template), models, ablate)
+    running = options.run_options(device, dtype, update=keep is not None)
+    with ExitStack() as stack:
+        folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        watcher = stack.enter_context(progress.watching(quiet))
+        found = [evaluation.evaluate(data, setup, running, folder, watcher) for setup in setups]
+    if per_query is not None:
+        results.write(per_query, found[0].per_query())
+    compared = _compared(found, earlier, against)
+    if as_json:
+        console.result(json.dumps({"runs": [one.as_dict() for one in found], "differences": compared}))
+    else:
+        _print(found, compared)
+    return EXIT_OK
+
+
+def _family(template: str | None) -> str | None:
+    if template is not None and "{text}" in template:
+        raise UsageError(
+            "--template takes a family or a file here: a string is for one role",
+            "--passage-template '...', --query-template '...'",
+        )
+    return template
+
+
+def _setup(name: str, wanted: Any, passages: str | None, queries: str | None) -> "Setup":
+    """The same for both roles, but for the templates given by hand. A task is the queries'."""
+    from embedcli.judging.evaluation import Setup
+
+    return Setup(
+        name,
+        replace(wanted, template=passages or wanted.template, task=None),
+        replace(wanted, template=queries or wanted.template),
+    )
+
+
+def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None) -> list["Setup"]:
+    from embedcli.judging import evaluation
+
+    if models is not None and ablate is not None:
+        raise UsageError("--models and --ablate exclude each other: one comparison at a time")
+    if models is not None:
+        names = options.names(models)
+        return [
+            evaluation.Setup(name, replace(setup.passages, model=name), replace(setup.queries, model=name))
+            for name in names
+        ]
+    if ablate is None:
+        return [setup]
+    evaluation.check_ablation(data, setup)
+    bare = [replace(wanted, template=evaluation.BARE, task=None) for wanted in (setup.passages, setup.queries)]
+    without = evaluation.Setup("without template", *bare)
+    return [replace(setup, name="with template"), without]
+
+
+def _compared(
+    found: list["Evaluation"], earlier: dict[str, list[Any]] | None, against: str | None
+) -> list[dict[str, Any]]:
+    """The first run less each other one, measure by measure."""
+    from embedcli.judging import comparing_runs
+
+    others = [comparing_runs.of_run(one) for one in found[1:]]
+    if earlier is not None and against is not None:
+        others.append(comparing_runs.of_file(earlier, against))
+    return [comparing_runs.compare(found[0], *other) for other in others]
+
+
+def _print(found: list["Evaluation"], compared: list[dict[str, Any]]) -> None:
+    from embedcli.judging import metrics
+
+    header = ["run", "model", "dim", *metrics.MEASURES, "encoded in", "size"]
+    rows = []
+    for one in found:
+        values = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in one.estimates().values()]
+        seconds = console.duration(one.seconds) if one.seconds else "before"
+        rows.append([one.name, one.model, str(one.dim), *values, seconds, console.size(one.bytes)])
+    console.grid(header, rows)
+    first = found[0]
+    console.result(
+        f"\n{len(first.ids):,} judged queries, {first.rows:,} passages; in brackets 95 % intervals (bootstrap)"
+    )
+    for name, template in first.templates.items():
+        console.result(f"{name} template: {console.safe(template)}")
+    for less in compared:
+        over = f"over {less['queries']:,} queries (paired permutation test)"
+        console.result(f"\n{first.name} less {less['other']}, {over}")
+        console.grid(
+            ["measure", "difference", "95 % interval", "p"],
+            [
+                [name, f"{d['mean']:+.3f}", f"[{d['low']:+.3f}, {d['high']:+.3f}]", f"{d['p']:.4f}"]
+                for name, d in less["measures"].items()
+            ],
+        )

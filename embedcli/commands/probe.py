@@ -1,0 +1,120 @@
+"""`embedcli probe`: its options, the texts, the views, tables and picture."""
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from embedcli import console
+from embedcli.commands import options
+from embedcli.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from embedcli.judging.probe import Probed, View
+
+_MOST_IN_TABLE = 12
+
+
+def probe(
+    texts: Annotated[list[str] | None, typer.Argument(help="Words or sentences to look at.")] = None,
+    instruction: Annotated[
+        list[str] | None, typer.Option("--instruction", "-i", help="An instruction to try; may be repeated.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--input", help="The texts from a file instead: JSONL or Parquet; - is stdin.")
+    ] = None,
+    text_column: options.TextColumn = "text",
+    label: Annotated[str | None, typer.Option("--label", help="A column that says what each text is.")] = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", help="Two columns of texts that mean the same: de,en. Goes with --input.")
+    ] = None,
+    plot: Annotated[
+        list[str] | None, typer.Option("--plot", help="Draw it: a .png, .svg or .pdf; may be repeated.")
+    ] = None,
+    as_json: options.AsJson = False,
+    role: Annotated[str, options.option("Whose template takes the instruction.", "--role")] = "query",
+    model: options.Model = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    template: options.Template = None,
+    max_length: options.MaxLength = None,
+    dim: options.Dim = None,
+    dtype: options.Numbers = "auto",
+    device: options.Device = "auto",
+) -> int:
+    """Show what instructions do to a model: cosines, how far texts move, pairs, a projection; with and without.
+
+    Example: embedcli probe warm hot cold philosophy -i "Classify a given temperature by its sensation."
+
+    Exit codes: 0 done; 2 texts or options missing; 65 bad data; 66 input missing; 73 the picture can't be written; 78
+    model or template unusable, or matplotlib missing.
+    """
+    from embedcli.choosing import Wanted
+    from embedcli.judging import pictures
+    from embedcli.judging import probe as probing
+
+    for path in plot or ():
+        pictures.check_name(path)
+    probed = _probed(texts, source, text_column, label, pairs)
+    wanted = Wanted(model, revision, trust_remote_code, template, None, max_length, dim)
+    running = options.run_options(device, dtype)
+    name, views = probing.probe(probed, wanted, role, instruction or (), running)
+    if plot:
+        pictures.draw(plot, probed, views, name)
+    if as_json:
+        said = {"model": name, "texts": probed.texts, "labels": probed.labels, "pairs": probed.pairs}
+        console.result(json.dumps(said | {"views": [view.as_dict() for view in views]}, ensure_ascii=False))
+    else:
+        _print(probed, views)
+    for path in plot or ():
+        console.say(f"drawn: {path}")
+    return EXIT_OK
+
+
+def _probed(
+    texts: list[str] | None, source: str | None, text_column: str, label: str | None, pairs: str | None
+) -> "Probed":
+    from embedcli.config import InputOptions
+    from embedcli.judging.probe import Probed
+    from embedcli.judging.texts import read
+
+    if bool(texts) == (source is not None):
+        raise UsageError("say what to look at: texts, or --input FILE")
+    if source is None:
+        if label or pairs:
+            raise UsageError("--label and --pairs name columns: they go with --input")
+        return Probed(list(texts or ()))
+    if pairs is None:
+        found = read(source, InputOptions(text_column, fields=(label,) if label else ()))
+        return Probed(found.texts, [str(value) for value in found.fields[label]] if label else [])
+    names = options.names(pairs)
+    if len(names) != 2 or label:
+        raise UsageError("--pairs takes two columns, and no --label beside: --pairs de,en")
+    left, right = (read(source, InputOptions(name, columns=())).texts for name in names)
+    labels = [names[0]] * len(left) + [names[1]] * len(right)
+    return Probed(left + right, labels, [(row, len(left) + row) for row in range(len(left))])
+
+
+def _print(probed: "Probed", views: "list[View]") -> None:
+    if len(probed.texts) <= _MOST_IN_TABLE and not probed.pairs:
+        for view in views:
+            console.result(f"{view.name}: {json.dumps(view.template, ensure_ascii=False)}")
+            rows = [
+                [text[:40], *(f"{value:.3f}" for value in line), f"{moved:.3f}"]
+                for text, line, moved in zip(probed.texts, view.cosines, view.moved, strict=True)
+            ]
+            console.grid(["cosine", *(text[:20] for text in probed.texts), "moved"], rows)
+            console.result("")
+    header = ["instruction", "mean cosine", "moved", "direction 1", "direction 2"]
+    header += ["nearest is the partner (both ways)"] if probed.pairs else []
+    header += ["nearest has the label"] if probed.labels and not probed.pairs else []
+    console.grid(header, [_summary(view) for view in views])
+
+
+def _summary(view: "View") -> list[str]:
+    n = len(view.cosines)
+    mean = (view.cosines.sum() - view.cosines.trace()) / (n * (n - 1))
+    row = [view.name, f"{mean:.3f}", f"{view.moved.mean():.3f}", *(f"{share:.0%}" for share in view.shares)]
+    if view.partners is not None:
+        return [*row, f"{view.partners[0]:.0%}, {view.partners[1]:.0%}"]
+    return row if view.same_label is None else [*row, f"{view.same_label:.0%}"]

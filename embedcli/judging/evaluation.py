@@ -1,0 +1,206 @@
+"""How well vectors find what people judged relevant: encode what isn't, rank exactly, measure."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcli import job as jobs
+from embedcli import sources
+from embedcli.choosing import Choice, Wanted, choose, choose_like
+from embedcli.config import InputOptions, OutputOptions, RunOptions
+from embedcli.errors import DataError, UsageError
+from embedcli.judging import asking, metrics, spaces
+from embedcli.judging.nearest import Floats, Numbers, nearest
+from embedcli.judging.spaces import Index
+from embedcli.store import describe
+
+# What `--ablate template` leaves of a template.
+BARE = "{text}"
+_IDS = ("_id", "id")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is evaluated: a corpus and queries, as texts or as vectors, and the judgments.
+
+    id_column None takes `_id`, else `id`.
+    """
+
+    corpus: str
+    queries: str
+    judged: metrics.Judged
+    id_column: str | None = None
+    text_column: str = "text"
+    ignore_identical: bool = False
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A way to encode them, by a name for people."""
+
+    name: str
+    passages: Wanted
+    queries: Wanted
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a setup is worth.
+
+    values: each measure's for each query of `ids`; best: the first documents found for each. seconds: for encoding the
+    corpus now (0 where its vectors were there), with loading; bytes: of its vectors on disk.
+    """
+
+    name: str
+    model: str
+    templates: dict[str, str]
+    dim: int
+    rows: int
+    bytes: int
+    seconds: float
+    ids: list[str]
+    texts: list[str]
+    values: dict[str, npt.NDArray[np.float64]]
+    best: list[list[str]]
+
+    def estimates(self) -> dict[str, metrics.Estimate]:
+        """The mean of each measure and its interval."""
+        return {name: metrics.estimate(values) for name, values in self.values.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it but the single queries, for `--json`."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "templates": self.templates,
+            "dim": self.dim,
+            "rows": self.rows,
+            "bytes": self.bytes,
+            "seconds": round(self.seconds, 3),
+            "queries": len(self.ids),
+            "measures": {name: vars(one) for name, one in self.estimates().items()},
+        }
+
+    def per_query(self) -> dict[str, list[Any]]:
+        """A column for each thing known of a query."""
+        values = {name: column.tolist() for name, column in self.values.items()}
+        return {"query_id": self.ids, "query": self.texts, **values, "best": self.best}
+
+
+def evaluate(data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher) -> Evaluation:
+    """Encode what isn't encoded into `folder`, rank, and measure. Raises what encoding and reading raise."""
+    corpus, seconds = _corpus(data, setup, running, folder, watcher)
+    queries, ids = _queries(data, setup, running, folder, watcher, corpus)
+    judged = [(row, query) for row, query in enumerate(ids) if query in data.judged]
+    if not judged:
+        raise DataError(f"none of the {len(ids):,} queries of {data.queries} is judged", "are the ids the same?")
+    if missing := len(data.judged.keys() - set(ids)):
+        watcher.warn(f"{missing:,} judged queries are not in {data.queries}: they are left out")
+    watcher.stage("ranking")
+    rows = np.array([row for row, _ in judged])
+    names = [query for _, query in judged]
+    run = _ranking(data, corpus, queries.vectors[rows], names)
+    values = metrics.measure(run, {query: data.judged[query] for query in names})
+    return Evaluation(
+        name=setup.name,
+        model=corpus.said["recipe"]["space"]["model"],
+        templates=_templates(corpus, data, setup),
+        dim=corpus.head.dim,
+        rows=corpus.head.rows,
+        bytes=sum(Path(file).stat().st_size for file in describe.files_of(corpus.path)),
+        seconds=seconds,
+        ids=names,
+        texts=[queries.texts[row] for row in rows],
+        values={name: np.array([values[query][name] for query in names]) for name in metrics.MEASURES},
+        best=[[document for document, _ in run[query][:10]] for query in names],
+    )
+
+
+def check_ablation(data: Data, setup: Setup) -> None:
+    """See that there is a template to leave out. Raises UsageError."""
+    if asking.own(data.corpus) is not None or asking.own(data.queries) is not None:
+        raise UsageError("--ablate template encodes anew: it needs texts, not vectors")
+    found = [choose(setup.passages, "passage").template, choose(setup.queries, "query").template]
+    if all(template.string == BARE for template in found):
+        raise UsageError("--ablate template: this model has no instruction in either role", "--template names a family")
+
+
+def _corpus(data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher) -> tuple[Index, float]:
+    if (own := asking.own(data.corpus)) is not None:
+        return own, 0.0
+    choice = choose(setup.passages, "passage")
+    return _encoded(data, data.corpus, choice, running, folder, watcher)
+
+
+def _queries(
+    data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher, corpus: Index
+) -> tuple[asking.Queries, list[str]]:
+    """The queries, and the id of each."""
+    if (own := asking.own(data.queries)) is None:
+        choice = choose_like(setup.queries, "query", corpus.said, corpus.path)
+        own, _ = _encoded(data, data.queries, choice, running, folder, watcher)
+    ask = asking.Ask(corpus, setup.queries, "query", running, InputOptions(data.text_column))
+    queries = ask.vectors(own)
+    column = _id_column(data, own)
+    return queries, [str(row[column]) for row in queries.rows]
+
+
+def _encoded(
+    data: Data, path: str, choice: Choice, running: RunOptions, folder: Path, watcher: jobs.Watcher
+) -> tuple[Index, float]:
+    """A file of vectors in the folder, of the ids and texts of an input; kept ones are brought up to date."""
+    job = jobs.Job(
+        inputs=tuple(sources.find([path])),
+        checkpoint=choice.checkpoint,
+        template=choice.template,
+        input=InputOptions(data.text_column, fields=choice.template.fields),
+        output=OutputOptions(""),
+        run=running,
+    )
+    output = str(folder / f"{choice.template.role}.{job.recipe.id}.parquet")
+    started = time.perf_counter()
+    jobs.run(replace(job, output=OutputOptions(output)), watcher)
+    return spaces.open_index(output), time.perf_counter() - started
+
+
+def _id_column(data: Data, index: Index) -> str:
+    wanted = (data.id_column,) if data.id_column is not None else _IDS
+    for name in wanted:
+        if name in index.head.columns:
+            return name
+    known = ", ".join(index.carried) or "none"
+    raise DataError(f"{index.path}: no column {wanted[0]!r} that says the ids", f"--id-column; its columns: {known}")
+
+
+def _ranking(data: Data, corpus: Index, vectors: Floats, names: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
+    """For each query the documents found, best first, by id; a document of several rows counts by its best."""
+    column = _id_column(data, corpus)
+    scores, numbers = nearest(vectors, _blocks(corpus), metrics.CUTOFF)
+    records = describe.take(corpus.path, np.unique(numbers).tolist(), [column])
+    run = {}
+    for query, row_scores, row_numbers in zip(names, scores.tolist(), numbers.tolist(), strict=True):
+        found: dict[str, float] = {}
+        for score, number in zip(row_scores, row_numbers, strict=True):
+            found.setdefault(str(records[number][column]), score)
+        if data.ignore_identical:
+            found.pop(query, None)
+        run[query] = list(found.items())
+    return run
+
+
+def _blocks(index: Index) -> Iterator[tuple[Numbers, Floats]]:
+    for block in describe.blocks(index.path, index.head):
+        yield block.rows, block.vectors
+
+
+def _templates(corpus: Index, data: Data, setup: Setup) -> dict[str, str]:
+    found = {"passage": corpus.said["recipe"]["template"]}
+    own = asking.own(data.queries)
+    if own is not None:
+        return found | {"query": own.said["recipe"]["template"]}
+    return found | {"query": choose_like(setup.queries, "query", corpus.said, corpus.path).template.string}
