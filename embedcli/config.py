@@ -80,7 +80,7 @@ class RunOptions:
     `num_processes` None takes one for each device. `update` reuses the vectors of the output as it is, `fresh` forgets
     what an interrupted run left. `watchdog` is in seconds: how long a worker may show no progress; 0 is for ever.
     `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that pays for about
-    `expected_tokens`, which are None until that is known.
+    `expected_tokens`, which are None until that is known. `plain` runs padded batches as the model's class does.
     """
 
     device: str = "auto"
@@ -92,6 +92,7 @@ class RunOptions:
     watchdog: float = 1800.0
     compile: Compile = "auto"
     expected_tokens: int | None = None
+    plain: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 
 from embedcli.commands import templates
 from embedcli.commands.clean import clean
+from embedcli.commands.compare import compare
 from embedcli.commands.encode import encode
 from embedcli.commands.evaluate import evaluate
 from embedcli.commands.inspect import inspect
 from embedcli.commands.probe import probe
 from embedcli.commands.search import search
+from embedcli.commands.verify import verify
 
 Verb = Callable[..., int]
 
@@ -18,6 +20,8 @@ VERBS: dict[str, Verb | Mapping[str, Verb]] = {
     "search": search,
     "eval": evaluate,
     "probe": probe,
+    "verify": verify,
+    "compare": compare,
     "inspect": inspect,
     "templates": templates.VERBS,
     "clean": clean,

@@ -52,7 +52,7 @@ def load_modules(checkpoint: Checkpoint, options: RunOptions) -> Modules:
         device=device,
         dtype=dtype,
         batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
-        packing=_packing(checkpoint, tokenizer, transformer),
+        packing=None if options.plain else _packing(checkpoint, tokenizer, transformer),
     )
     if not compile_it:
         return modules

@@ -39,12 +39,13 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
     figure = Figure(figsize=(_PANEL * len(views), _PANEL * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, len(views), squeeze=False)
+    widest = max(float(np.abs(view.places[:, 0]).max()) for view in views)
     for column, view in enumerate(views):
         heading = textwrap.fill(view.name if column == 0 else f"“{view.name}”", 44)
         panels[0][column].set_title(heading, fontsize=10, fontweight="bold")
         if tables:
             _table(panels[0][column], probed, view)
-        _projection(panels[-1][column], probed, view)
+        _projection(panels[-1][column], probed, view, widest)
     if probed.labels:
         panels[-1][0].legend(fontsize=8, loc="best", framealpha=0.9)
     _same_scale(panels[-1])
@@ -69,7 +70,7 @@ def _table(panel: Any, probed: Probed, view: View) -> None:
     panel.set_xlabel("cosine", fontsize=8)
 
 
-def _projection(panel: Any, probed: Probed, view: View) -> None:
+def _projection(panel: Any, probed: Probed, view: View, widest: float) -> None:
     for one, other in probed.pairs:
         panel.plot(*view.places[[one, other]].T, color="0.75", linewidth=0.7, zorder=1)
     kinds = probed.labels or ["text"] * len(probed.texts)
@@ -81,7 +82,7 @@ def _projection(panel: Any, probed: Probed, view: View) -> None:
         for text, place in zip(probed.texts, view.places, strict=True):
             name = textwrap.shorten(text, 24, placeholder="…")
             # Towards the middle: beyond the frame names would be cut.
-            side, step = ("right", -5) if place[0] > 0 else ("left", 5)
+            side, step = ("right", -5) if place[0] > widest / 2 else ("left", 5)
             panel.annotate(name, place, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side)
     panel.axhline(0, color="0.9", linewidth=0.6, zorder=0)
     panel.axvline(0, color="0.9", linewidth=0.6, zorder=0)

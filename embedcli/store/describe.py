@@ -139,6 +139,29 @@ def take(path: str, rows: Sequence[int], columns: Sequence[str]) -> Mapping[int,
     return found
 
 
+def columns(path: str, names: Sequence[str]) -> Mapping[str, list[Any]]:
+    """Whole columns of values, in order. Raises DataError where a page is damaged."""
+    found: dict[str, list[Any]] = {name: [] for name in names}
+    for table in (table for file in files_of(path) for table in parts.read_tables(file, list(found))):
+        for name, values in found.items():
+            values += table.column(name).to_pylist()
+    return found
+
+
+def vectors(path: str, head: Head, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+    """The vectors of some rows, by number, float32 [n, dim]; zero where one is missing. Reads the file through."""
+    wanted = np.asarray(rows, np.int64)
+    found = np.zeros((len(wanted), head.dim), np.float32)
+    order = np.argsort(wanted)
+    for block in blocks(path, head):
+        asked = order[slice(*np.searchsorted(wanted[order], [block.first, block.first + len(block.table)]))]
+        at = np.searchsorted(block.rows, wanted[asked])
+        there = at < len(block.rows)
+        there[there] = block.rows[at[there]] == wanted[asked[there]]
+        found[asked[there]] = block.vectors[at[there]]
+    return found
+
+
 def _values(table: pa.Table, name: str) -> Any:
     return table.column(name).to_numpy() if name in table.column_names else None
 

@@ -1,0 +1,66 @@
+"""`embedcli verify`: its options, the checks, the verdict."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from embedcli import console
+from embedcli.commands import options
+from embedcli.errors import EXIT_OK, DataError, InputMissingError, UsageError
+
+
+def verify(
+    file: Annotated[str, typer.Argument(help="A file or folder of vectors that encode wrote.")],
+    sample: Annotated[
+        str, typer.Option("--sample", help="How many rows to encode again; all; 0 for none, without a model.")
+    ] = "200",
+    corpus: Annotated[
+        str | None, typer.Option("--corpus", help="The corpus: is every text of it here, and none besides?")
+    ] = None,
+    least_cosine: Annotated[
+        float | None, typer.Option("--least-cosine", help="Default: 0.9999 for float32, 0.99 for half precision.")
+    ] = None,
+    text_column: options.TextColumn = "text",
+    embedding_column: options.VectorColumn = None,
+    model: options.LikeModel = None,
+    revision: options.LikeRevision = None,
+    trust_remote_code: options.Trust = False,
+    template: options.LikeTemplate = None,
+    device: options.Device = "auto",
+    as_json: options.AsJson = False,
+) -> int:
+    """Check every byte, vector and text of a file, and encode a sample again by the plainest path.
+
+    Example: embedcli verify corpus.passage.parquet
+
+    Exit codes: 0 all is well; 2 options; 65 something is damaged, stale, or not what the model gives; 66 no such file;
+    78 the model isn't there.
+    """
+    from pathlib import Path
+
+    from embedcli.choosing import Wanted
+    from embedcli.config import InputOptions
+    from embedcli.judging import verification
+
+    if not Path(file).exists():
+        raise InputMissingError(f"{file}: no such file or folder")
+    if sample != "all" and not sample.isdecimal():
+        raise UsageError(f"--sample {sample!r} is neither all nor a number")
+    source = verification.Source(
+        wanted=Wanted(model, revision, trust_remote_code, template),
+        corpus=corpus,
+        reading=InputOptions(text_column),
+        sample=None if sample == "all" else int(sample),
+        least=least_cosine,
+        device=options.run_options(device, "float32").device,
+    )
+    verdict = verification.verify(file, source, embedding_column)
+    if as_json:
+        console.result(json.dumps(verdict.as_dict(), ensure_ascii=False))
+    else:
+        marks = {True: "ok", False: "BAD", None: "-"}
+        console.table(
+            [(f"{marks[check.good]:<3}  {check.name}", check.said) for check in verdict.checks], to_stdout=True
+        )
+    return EXIT_OK if verdict.good else DataError.exit_code
