@@ -101,7 +101,7 @@ def _template(said: Mapping[str, Any], role: str, where: str) -> str | None:
                 f"{where}: its template file {name}.toml is not among the known", "--template FILE"
             )
         return name
-    if origin != "--template":
+    if origin != registry.BY_HAND:
         return None
     if registry.main_name(role) != said["recipe"]["role"]:
         theirs = f"{said['recipe']['template']!r} for role {said['recipe']['role']}"

@@ -20,6 +20,8 @@ from embedcli.templates import Field, Template, parse
 PASSAGE_NAMES = ("passage", "document", "corpus")
 # Folders and files of the user's own, separated as in PATH; they come before ours.
 VARIABLE = "EMBEDCLI_TEMPLATES"
+# Where a template comes from that no family gives.
+OWN_PROMPTS, BY_HAND = "the model's own prompts", "--template"
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def choose(
     """
     role = main_name(role)
     if option is not None and "{text}" in option:
-        return _checked_task(parse(option, role, "--template", task), option, task)
+        return _checked_task(parse(option, role, BY_HAND, task), option, task)
     if family is not None:
         if role not in family.roles:
             raise _unknown_role(model, role, f"family {family.name}", family.roles)
@@ -196,10 +198,13 @@ def _from_prompts(model: str, role: str, task: str | None, prompts: dict[str, st
     names = PASSAGE_NAMES if role == "passage" else (role,)
     prefix = next((prompts[name] for name in names if name in prompts), None)
     if prefix is None:
-        raise _unknown_role(model, role, "the model's own prompts", prompts)
-    # The prefix is literal: braces in it are no fields.
-    pieces = (prefix, Field("text", None)) if prefix else (Field("text", None),)
-    return _checked_task(Template(pieces, role, "the model's own prompts"), prefix, task)
+        raise _unknown_role(model, role, OWN_PROMPTS, prompts)
+    return _checked_task(with_prefix(prefix, role), prefix, task)
+
+
+def with_prefix(prefix: str, role: str) -> Template:
+    """A template of a model's own prompt: the prefix is literal, braces in it are no fields."""
+    return Template((prefix, Field("text", None)) if prefix else (Field("text", None),), role, OWN_PROMPTS)
 
 
 def _checked_task(template: Template, string: str, task: str | None) -> Template:

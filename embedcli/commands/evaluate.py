@@ -147,22 +147,27 @@ def _compared(
     return [comparing_runs.compare(found[0], *other) for other in others]
 
 
-def _print(found: list["Evaluation"], compared: list[dict[str, Any]]) -> None:
-    from embedcli.judging import metrics
+def _column(one: "Evaluation") -> dict[str, str]:
+    """What is said of a run, by name."""
+    values = {name: f"{v.mean:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in one.estimates().items()}
+    return {
+        **values,
+        "model": one.model,
+        "passage": json.dumps(one.templates["passage"], ensure_ascii=False),
+        "query": json.dumps(one.templates["query"], ensure_ascii=False),
+        "dimensions": f"{one.dim:,}",
+        "passages/s": f"{one.speed:,.0f}" if one.speed is not None else "not encoded now",
+        "size": console.size(one.bytes),
+    }
 
-    header = ["run", "model", "dim", *metrics.MEASURES, "encoded in", "size"]
-    rows = []
-    for one in found:
-        values = [f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]" for value in one.estimates().values()]
-        seconds = console.duration(one.seconds) if one.seconds else "before"
-        rows.append([one.name, one.model, str(one.dim), *values, seconds, console.size(one.bytes)])
-    console.grid(header, rows)
+
+def _print(found: list["Evaluation"], compared: list[dict[str, Any]]) -> None:
+    columns = [_column(one) for one in found]
+    console.grid(["", *(one.name for one in found)], [[name, *(c[name] for c in columns)] for name in columns[0]])
     first = found[0]
     console.result(
         f"\n{len(first.ids):,} judged queries, {first.rows:,} passages; in brackets 95 % intervals (bootstrap)"
     )
-    for name, template in first.templates.items():
-        console.result(f"{name} template: {console.safe(template)}")
     for less in compared:
         over = f"over {less['queries']:,} queries (paired permutation test)"
         console.result(f"\n{first.name} less {less['other']}, {over}")

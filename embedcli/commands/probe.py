@@ -66,8 +66,6 @@ def probe(
         console.result(json.dumps(said | {"views": [view.as_dict() for view in views]}, ensure_ascii=False))
     else:
         _print(probed, views)
-    for path in plot or ():
-        console.say(f"drawn: {path}")
     return EXIT_OK
 
 

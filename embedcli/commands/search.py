@@ -25,7 +25,9 @@ def search(
     columns: Annotated[
         str | None, typer.Option("--columns", help="Columns to show, separated by commas. Default: all.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines, as in a pipe.")] = False,
+    as_json: Annotated[
+        bool | None, typer.Option("--json/--table", help="Default: a table on a terminal, JSON lines in a pipe.")
+    ] = None,
     role: Annotated[
         str | None, typer.Option("--role", help="The role of what is looked for. Default: query, for passages.")
     ] = None,
@@ -60,8 +62,12 @@ def search(
     running, reading = options.run_options(device, dtype), InputOptions(text_column)
     ask = asking.Ask(indexes[0], wanted, role, running, reading)
     queries_found = ask.texts(texts) if texts else ask.file(queries or "")
+    for note in queries_found.notes:
+        console.warn(note)
     found = searching.search(indexes, queries_found.vectors, k, list(dict.fromkeys(shown)), where)
-    if as_json or not (sys.stdout is not None and sys.stdout.isatty()):
+    if as_json is None:
+        as_json = sys.stdout is None or not sys.stdout.isatty()
+    if as_json:
         for line in searching.lines(queries_found, found):
             console.result(line)
     else:

@@ -18,11 +18,15 @@ from embedcli.store import describe
 
 @dataclass(frozen=True)
 class Queries:
-    """What is looked for: n texts (empty where only vectors are known), float32 [n, dim], the other values of each."""
+    """What is looked for: n texts (empty where only vectors are known), float32 [n, dim], the other values of each.
+
+    notes: what a careful colleague would say of how they were encoded.
+    """
 
     texts: list[str]
     vectors: npt.NDArray[np.float32]
     rows: list[dict[str, Any]]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,18 +46,21 @@ class Ask:
 
     def texts(self, strings: Sequence[str]) -> Queries:
         """Encode texts. Raises what choosing, loading and encoding raise."""
-        return Queries(list(strings), spaces.embed(self.choice(), strings, self.running), [{} for _ in strings])
+        choice = self.choice()
+        vectors = spaces.embed(choice, strings, self.running)
+        return Queries(list(strings), vectors, [{} for _ in strings], choice.notes)
 
     def file(self, path: str) -> Queries:
         """Encode the texts of a file; take the vectors of a file that encode wrote.
 
         Raises ConfigurationError where those are of another space or role, and what reading raises.
         """
-        if (vectors := own(path)) is not None:
-            return self.vectors(vectors)
+        if (encoded := own(path)) is not None:
+            return self.vectors(encoded)
         choice = self.choice()
         read = texts.read(path, replace(self.reading, fields=choice.template.fields))
-        return Queries(read.texts, spaces.embed(choice, read.texts, self.running, read.fields), read.rows)
+        vectors = spaces.embed(choice, read.texts, self.running, read.fields)
+        return Queries(read.texts, vectors, read.rows, choice.notes)
 
     def vectors(self, own: Index) -> Queries:
         """Take the vectors of a file that encode wrote. Raises ConfigurationError where they don't compare."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from embedcli.errors import DataError
 from embedcli.judging.nearest import Floats, nearest
 from embedcli.judging.spaces import Index
-from embedcli.store import describe
+from embedcli.store import describe, reuse
 
 NEIGHBOURS = 10
 # Vectors of so many common rows are compared one by one, and the neighbours of so many.
@@ -62,9 +62,9 @@ def compare(one: Index, other: Index, key: str | None = None) -> Comparison:
         same_space=one.said["space_id"] == other.said["space_id"],
         differing=_differing(one, other),
         rows={
-            "first": one.head.rows,
-            "second": other.head.rows,
-            "both": len(pairs),
+            "in the first": one.head.rows,
+            "in the second": other.head.rows,
+            "in both": len(pairs),
             "only in the first": len(first.keys) - len(pairs),
             "only in the second": len(second.keys) - len(pairs),
         },
@@ -104,11 +104,12 @@ class _Keyed:
         name = _hash_column(index) if key.endswith("_hash") and key not in index.head.columns else key
         if name not in index.head.columns:
             raise DataError(f"{index.path}: no column {name!r}", f"its columns: {', '.join(index.head.columns)}")
-        values = describe.columns(index.path, [name])[name]
-        if not values:
-            return cls(np.empty(0, "U1"), np.empty(0, np.int64))
-        texts = np.array([value.hex() if isinstance(value, bytes) else str(value) for value in values])
-        keys, rows = np.unique(texts, return_index=True)
+        if name == _hash_column(index):
+            hashes = [block.hashes for block in describe.blocks(index.path, index.head) if block.hashes is not None]
+            values = reuse.prefixes(np.concatenate([np.empty(0, "V16"), *hashes]))
+        else:
+            values = np.array([str(value) for value in describe.column(index.path, name)] or np.empty(0, "U1"))
+        keys, rows = np.unique(values, return_index=True)
         return cls(keys, rows.astype(np.int64))
 
 

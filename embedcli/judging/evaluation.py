@@ -1,6 +1,5 @@
 """How well vectors find what people judged relevant: encode what isn't, rank exactly, measure."""
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,8 +51,8 @@ class Setup:
 class Evaluation:
     """What a setup is worth.
 
-    values: each measure's for each query of `ids`; best: the first documents found for each. seconds: for encoding the
-    corpus now (0 where its vectors were there), with loading; bytes: of its vectors on disk.
+    values: each measure's for each query of `ids`; best: the first documents found for each. speed: passages encoded a
+    second, loading left out; None where their vectors were there. bytes: of the passages' vectors on disk.
     """
 
     name: str
@@ -62,7 +61,7 @@ class Evaluation:
     dim: int
     rows: int
     bytes: int
-    seconds: float
+    speed: float | None
     ids: list[str]
     texts: list[str]
     values: dict[str, npt.NDArray[np.float64]]
@@ -81,7 +80,7 @@ class Evaluation:
             "dim": self.dim,
             "rows": self.rows,
             "bytes": self.bytes,
-            "seconds": round(self.seconds, 3),
+            "passages_per_second": self.speed,
             "queries": len(self.ids),
             "measures": {name: vars(one) for name, one in self.estimates().items()},
         }
@@ -94,8 +93,8 @@ class Evaluation:
 
 def evaluate(data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher) -> Evaluation:
     """Encode what isn't encoded into `folder`, rank, and measure. Raises what encoding and reading raise."""
-    corpus, seconds = _corpus(data, setup, running, folder, watcher)
-    queries, ids = _queries(data, setup, running, folder, watcher, corpus)
+    corpus, speed = _corpus(data, setup, running, folder, watcher)
+    queries, ids, template = _queries(data, setup, running, folder, watcher, corpus)
     judged = [(row, query) for row, query in enumerate(ids) if query in data.judged]
     if not judged:
         raise DataError(f"none of the {len(ids):,} queries of {data.queries} is judged", "are the ids the same?")
@@ -109,11 +108,11 @@ def evaluate(data: Data, setup: Setup, running: RunOptions, folder: Path, watche
     return Evaluation(
         name=setup.name,
         model=corpus.said["recipe"]["space"]["model"],
-        templates=_templates(corpus, data, setup),
+        templates={"passage": corpus.said["recipe"]["template"], "query": template},
         dim=corpus.head.dim,
         rows=corpus.head.rows,
         bytes=sum(Path(file).stat().st_size for file in describe.files_of(corpus.path)),
-        seconds=seconds,
+        speed=speed,
         ids=names,
         texts=[queries.texts[row] for row in rows],
         values={name: np.array([values[query][name] for query in names]) for name in metrics.MEASURES},
@@ -130,30 +129,34 @@ def check_ablation(data: Data, setup: Setup) -> None:
         raise UsageError("--ablate template: this model has no instruction in either role", "--template names a family")
 
 
-def _corpus(data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher) -> tuple[Index, float]:
+def _corpus(
+    data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher
+) -> tuple[Index, float | None]:
     if (own := asking.own(data.corpus)) is not None:
-        return own, 0.0
+        return own, None
     choice = choose(setup.passages, "passage")
     return _encoded(data, data.corpus, choice, running, folder, watcher)
 
 
 def _queries(
     data: Data, setup: Setup, running: RunOptions, folder: Path, watcher: jobs.Watcher, corpus: Index
-) -> tuple[asking.Queries, list[str]]:
-    """The queries, and the id of each."""
+) -> tuple[asking.Queries, list[str], str]:
+    """The queries, the id of each, and their template."""
     if (own := asking.own(data.queries)) is None:
-        choice = choose_like(setup.queries, "query", corpus.said, corpus.path)
+        if asking.own(data.corpus) is None:
+            choice = choose(setup.queries, "query")
+        else:
+            choice = choose_like(setup.queries, "query", corpus.said, corpus.path)
         own, _ = _encoded(data, data.queries, choice, running, folder, watcher)
     ask = asking.Ask(corpus, setup.queries, "query", running, InputOptions(data.text_column))
-    queries = ask.vectors(own)
-    column = _id_column(data, own)
-    return queries, [str(row[column]) for row in queries.rows]
+    queries, column = ask.vectors(own), _id_column(data, own)
+    return queries, [str(row[column]) for row in queries.rows], own.said["recipe"]["template"]
 
 
 def _encoded(
     data: Data, path: str, choice: Choice, running: RunOptions, folder: Path, watcher: jobs.Watcher
-) -> tuple[Index, float]:
-    """A file of vectors in the folder, of the ids and texts of an input; kept ones are brought up to date."""
+) -> tuple[Index, float | None]:
+    """A file of vectors in the folder, and how many rows a second; a kept one is brought up to date."""
     job = jobs.Job(
         inputs=tuple(sources.find([path])),
         checkpoint=choice.checkpoint,
@@ -163,9 +166,10 @@ def _encoded(
         run=running,
     )
     output = str(folder / f"{choice.template.role}.{job.recipe.id}.parquet")
-    started = time.perf_counter()
-    jobs.run(replace(job, output=OutputOptions(output)), watcher)
-    return spaces.open_index(output), time.perf_counter() - started
+    summary = jobs.run(replace(job, output=OutputOptions(output)), watcher)
+    seconds = summary.seconds.get("encoding", 0.0) / summary.workers if summary is not None else 0.0
+    speed = summary.counts.embedded / seconds if summary is not None and seconds else None
+    return spaces.open_index(output), speed
 
 
 def _id_column(data: Data, index: Index) -> str:
@@ -196,11 +200,3 @@ def _ranking(data: Data, corpus: Index, vectors: Floats, names: Sequence[str]) -
 def _blocks(index: Index) -> Iterator[tuple[Numbers, Floats]]:
     for block in describe.blocks(index.path, index.head):
         yield block.rows, block.vectors
-
-
-def _templates(corpus: Index, data: Data, setup: Setup) -> dict[str, str]:
-    found = {"passage": corpus.said["recipe"]["template"]}
-    own = asking.own(data.queries)
-    if own is not None:
-        return found | {"query": own.said["recipe"]["template"]}
-    return found | {"query": choose_like(setup.queries, "query", corpus.said, corpus.path).template.string}

@@ -10,7 +10,9 @@ import numpy as np
 from embedcli.errors import ConfigurationError, UsageError, from_os_error
 from embedcli.judging.probe import Probed, View
 
-FORMATS = (".png", ".svg", ".pdf")
+# A picture's formats, and what each calls the time of its making, which is left out.
+_DATE = {".png": "Creation Time", ".svg": "Date", ".pdf": "CreationDate"}
+FORMATS = tuple(_DATE)
 # Okabe and Ito's colours, told apart by all kinds of colour vision; markers differ besides.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "o^sDvPX"
@@ -31,6 +33,7 @@ def check_name(path: str) -> None:
 
 def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str) -> None:
     """Draw a column for each view: the table of cosines where it is small, and the projection. Raises StorageError."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -50,11 +53,14 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
         panels[-1][0].legend(fontsize=8, loc="best", framealpha=0.9)
     _same_scale(panels[-1])
     figure.suptitle(f"{model}: {len(probed.texts)} texts", fontsize=11)
-    for path in paths:
-        try:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.endswith(".svg") else None)
-        except OSError as error:
-            raise from_os_error(error, path) from None
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # all files get the layout that was found
+    with matplotlib.rc_context({"svg.hashsalt": "embedcli"}):  # equal pictures, equal bytes
+        for path in paths:
+            try:
+                figure.savefig(path, dpi=150, metadata={_DATE[Path(path).suffix]: None})
+            except OSError as error:
+                raise from_os_error(error, path) from None
 
 
 def _table(panel: Any, probed: Probed, view: View) -> None:

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcli import encoder, templates
-from embedcli.choosing import Choice, Wanted, choose_like
+from embedcli import encoder, registry, templates
+from embedcli.choosing import Wanted, choose_like
 from embedcli.config import InputOptions, RunOptions
 from embedcli.errors import DataError, EmbedcliError
 from embedcli.job.draft import text_hashes
 from embedcli.judging import texts
 from embedcli.judging.spaces import Index, embed_with
 from embedcli.store import describe, parts, publish, reuse, seal
+from embedcli.templates import Template
 
 # Of a normalized vector, as encode promises it; float16 rounds each number to 3 digits.
 _NORM_ERROR = 1e-3
@@ -75,22 +76,18 @@ def verify(path: str, source: Source, embedding_column: str | None = None) -> Ve
     Raises InputMissingError; DataError where so much is damaged that nothing can be read; ConfigurationError where
     the model isn't there.
     """
-    describe.files_of(path)
     checks = list(_seals(path))
+    whole = all(check.good for check in checks)
     try:
         describe.provenance_of(path)
         index = Index(path, describe.head(path, embedding_column))
         checks.append(_vectors(index))
         checks += _against_texts(index, source)
-    except EmbedcliError as error:
-        if not isinstance(error, DataError):
+    except Exception as error:  # of damaged bytes libraries say all kinds of things
+        if whole and not isinstance(error, DataError):
             raise
-        checks.append(Check("reading", False, error.message))
-    except Exception as error:
-        if checks[0].good:
-            raise
-        # Of damaged bytes libraries say all kinds of things.
-        checks.append(Check("reading", False, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+        said = error.message if isinstance(error, EmbedcliError) else f"{type(error).__name__}: {error}"
+        checks.append(Check("reading", False, " ".join(said.split())[:300]))
     return Verdict(path, checks)
 
 
@@ -139,25 +136,25 @@ def _vectors(index: Index) -> Check:
 
 def _against_texts(index: Index, source: Source) -> Iterator[Check]:
     """The hashes, and a sample of vectors, against the texts, wherever those are."""
-    choice = _choice(index, source)
-    names = [source.reading.text_column, *choice.template.fields]
+    template = _template(index)
+    names = [source.reading.text_column, *template.fields]
     if source.corpus is not None:
-        yield from _against_corpus(index, choice, source, source.corpus)
+        yield from _against_corpus(index, template, source, source.corpus)
     elif missing := [name for name in names if name not in index.head.columns]:
         yield Check(
             "texts", None, f"not checked: the file carries no column {missing[0]!r}; --corpus FILE has the texts"
         )
     else:
-        yield from _against_own(index, choice, source, names)
+        yield from _against_own(index, template, source, names)
 
 
-def _against_own(index: Index, choice: Choice, source: Source, names: Sequence[str]) -> Iterator[Check]:
+def _against_own(index: Index, template: Template, source: Source, names: Sequence[str]) -> Iterator[Check]:
     sample, wrong = _sample(index, source), []
     again = _Again()
     for block in describe.blocks(index.path, index.head, names):
         columns = block.table.to_pydict()
         texts, fields = [str(text) for text in columns[names[0]]], {name: columns[name] for name in names[1:]}
-        hashes = _rendered_hashes(choice, texts, fields)
+        hashes = _rendered_hashes(template, texts, fields)
         good = hashes == _there(index, block.hashes)
         wrong += (block.first + np.flatnonzero(~good)).tolist()
         for at in _within(sample, block.first, len(texts)):
@@ -167,20 +164,20 @@ def _against_own(index: Index, choice: Choice, source: Source, names: Sequence[s
         yield Check("texts", False, f"{_count(len(wrong), 'row')} whose hash is another text's: {_rows(wrong)}", wrong)
     else:
         yield Check("texts", True, f"{_count(index.head.rows, 'row')}, each hash is its text's")
-    yield _encoded_again(index, choice, source, again)
+    yield _encoded_again(index, template, source, again)
 
 
-def _against_corpus(index: Index, choice: Choice, source: Source, corpus: str) -> Iterator[Check]:
+def _against_corpus(index: Index, template: Template, source: Source, corpus: str) -> Iterator[Check]:
     here = np.concatenate([_there(index, block.hashes) for block in describe.blocks(index.path, index.head)])
     rows_of = {bytes(here[row]): row for row in _sample(index, source).tolist()}
     hashes, again = [], _Again()
-    for records in texts.units(corpus, replace(source.reading, columns=(), fields=choice.template.fields)):
-        hashes.append(_rendered_hashes(choice, records.texts, records.fields))
+    for records in texts.units(corpus, replace(source.reading, columns=(), fields=template.fields)):
+        hashes.append(_rendered_hashes(template, records.texts, records.fields))
         for at, key in enumerate(map(bytes, hashes[-1])):
             if (row := rows_of.pop(key, None)) is not None:
                 again.add(row, records.texts[at], {name: values[at] for name, values in records.fields.items()})
     yield from _staleness(here, np.concatenate([np.empty(0, "V16"), *hashes]), corpus)
-    yield _encoded_again(index, choice, source, again)
+    yield _encoded_again(index, template, source, again)
 
 
 def _sample(index: Index, source: Source) -> npt.NDArray[np.int64]:
@@ -196,8 +193,8 @@ def _within(sample: npt.NDArray[np.int64], first: int, count: int) -> list[int]:
     return (sample[start:stop] - first).tolist()
 
 
-def _rendered_hashes(choice: Choice, strings: Sequence[str], fields: Mapping[str, Sequence[object]]) -> Hashes:
-    rendered, _ = templates.render(choice.template, strings, fields)
+def _rendered_hashes(template: Template, strings: Sequence[str], fields: Mapping[str, Sequence[object]]) -> Hashes:
+    rendered, _ = templates.render(template, strings, fields)
     return text_hashes(rendered.strings)
 
 
@@ -222,14 +219,12 @@ class _Again:
             self.fields[name].append(value)
 
 
-def _choice(index: Index, source: Source) -> Choice:
-    """The recipe of the file itself, template and max length included."""
-    recipe = index.said["recipe"]
-    wanted = replace(source.wanted, max_length=recipe["max_length"])
-    choice = choose_like(wanted, recipe["role"], index.said, index.path)
-    if choice.template.string == recipe["template"]:
-        return choice
-    return replace(choice, template=templates.parse(recipe["template"], recipe["role"], index.path))  # another task
+def _template(index: Index) -> Template:
+    """The template that the file says it was made with. Needs no model."""
+    recipe, origin = index.said["recipe"], index.said["template_origin"]
+    if origin == registry.OWN_PROMPTS:  # a literal prefix: braces in it are no fields
+        return registry.with_prefix(recipe["template"].removesuffix("{text}"), index.role)
+    return templates.parse(recipe["template"], index.role, index.path)
 
 
 def _staleness(own: Hashes, others: Hashes, corpus: str) -> Iterator[Check]:
@@ -245,12 +240,14 @@ def _staleness(own: Hashes, others: Hashes, corpus: str) -> Iterator[Check]:
         yield Check("stale", False, said, stale)
 
 
-def _encoded_again(index: Index, choice: Choice, source: Source, again: _Again) -> Check:
+def _encoded_again(index: Index, template: Template, source: Source, again: _Again) -> Check:
     """A sample by the plainest path: one text at a time, in float32, without packs, not compiled."""
     if not again.rows:
         return Check("vectors again", None, "not checked: no text to encode")
+    wanted = replace(source.wanted, max_length=index.said["recipe"]["max_length"])
+    choice = choose_like(wanted, index.role, index.said, index.path)
     model = encoder.load(choice.checkpoint, RunOptions(source.device, "float32", 1, compile="off", plain=True))
-    exact = embed_with(model, choice.template, again.texts, again.fields)
+    exact = embed_with(model, template, again.texts, again.fields)
     rows, stored = again.rows, describe.vectors(index.path, index.head, again.rows)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = (stored * exact).sum(axis=1) / np.linalg.norm(stored, axis=1) / np.linalg.norm(exact, axis=1)

@@ -139,13 +139,10 @@ def take(path: str, rows: Sequence[int], columns: Sequence[str]) -> Mapping[int,
     return found
 
 
-def columns(path: str, names: Sequence[str]) -> Mapping[str, list[Any]]:
-    """Whole columns of values, in order. Raises DataError where a page is damaged."""
-    found: dict[str, list[Any]] = {name: [] for name in names}
-    for table in (table for file in files_of(path) for table in parts.read_tables(file, list(found))):
-        for name, values in found.items():
-            values += table.column(name).to_pylist()
-    return found
+def column(path: str, name: str) -> Iterator[Any]:
+    """A column's values, in order. Raises DataError where a page is damaged."""
+    for table in (table for file in files_of(path) for table in parts.read_tables(file, [name])):
+        yield from table.column(name).to_pylist()
 
 
 def vectors(path: str, head: Head, rows: Sequence[int]) -> npt.NDArray[np.float32]:
