@@ -131,6 +131,16 @@ def test_texts_and_their_vectors_give_the_same(cli, data):
         assert from_vectors["templates"] == from_texts["templates"]
     ran = evaluate(cli, data, corpus=vectors["corpus"], queries=vectors["corpus"], code=78)
     assert "role 'passage'" in ran.err
+    for option in (("--models", "hash:8"), ("--ablate", "template")):
+        assert "holds vectors" in evaluate(cli, data, *option, **vectors, code=2).err
+
+
+def test_like_takes_the_model_from_a_file(cli, data):
+    ran = cli("encode", data / "c.jsonl", "--role", "passage", "--model", "hash:32", "--dim", 5, "-o", data / "o")
+    assert ran.code == 0, ran.err
+    found = evaluate(cli, data, "--like", data / "o")["runs"][0]
+    assert (found["model"], found["dim"], found["templates"]["query"]) == ("hash:32", 5, "query: {text}")
+    assert "can't be compared" in evaluate(cli, data, "--like", data / "o", "--dim", 7, code=78).err
 
 
 def test_ablation_says_what_the_template_is_worth(cli, data):

@@ -51,12 +51,7 @@ def encode(
     task: options.Task = None,
     max_length: options.MaxLength = None,
     dim: options.Dim = None,
-    like: Annotated[
-        str | None,
-        option(
-            "Vectors that these are to be compared with: the same model, family, dimension, normalization.", "--like"
-        ),
-    ] = None,
+    like: options.Like = None,
     normalize: Annotated[
         bool | None,
         option("Give vectors norm 1. Default: as the model is meant to be used.", "--normalize/--no-normalize"),

@@ -15,6 +15,7 @@ from embedcli.console import progress
 from embedcli.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
+    from embedcli.choosing import Wanted
     from embedcli.judging.evaluation import Data, Evaluation, Setup
 
 
@@ -37,6 +38,7 @@ def evaluate(
     task: options.Task = None,
     max_length: options.MaxLength = None,
     dim: options.Dim = None,
+    like: options.Like = None,
     dtype: options.Numbers = "auto",
     device: options.Device = "auto",
     ablate: Annotated[
@@ -79,7 +81,7 @@ def evaluate(
         results.check_name(path)
     earlier = results.read(against) if against is not None else None
     data = evaluation.Data(corpus, queries, judgments.read(qrels), id_column, text_column, ignore_identical_ids)
-    setups = _setups(data, _setup("run", wanted, passage_template, query_template), models, ablate)
+    setups = _setups(data, _setup("run", wanted, passage_template, query_template, like), models, ablate)
     running = options.run_options(device, dtype, update=keep is not None)
     with ExitStack() as stack:
         folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -105,7 +107,7 @@ def _family(template: str | None) -> str | None:
     return template
 
 
-def _setup(name: str, wanted: Any, passages: str | None, queries: str | None) -> "Setup":
+def _setup(name: str, wanted: "Wanted", passages: str | None, queries: str | None, like: str | None) -> "Setup":
     """The same for both roles, but for the templates given by hand. A task is the queries'."""
     from embedcli.judging.evaluation import Setup
 
@@ -113,6 +115,7 @@ def _setup(name: str, wanted: Any, passages: str | None, queries: str | None) ->
         name,
         replace(wanted, template=passages or wanted.template, task=None),
         replace(wanted, template=queries or wanted.template),
+        like,
     )
 
 
@@ -122,16 +125,25 @@ def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None
     if models is not None and ablate is not None:
         raise UsageError("--models and --ablate exclude each other: one comparison at a time")
     if models is not None:
+        evaluation.check_texts(data, "--models")
         names = options.names(models)
         return [
-            evaluation.Setup(name, replace(setup.passages, model=name), replace(setup.queries, model=name))
+            replace(
+                setup,
+                name=name,
+                passages=replace(setup.passages, model=name),
+                queries=replace(setup.queries, model=name),
+            )
             for name in names
         ]
     if ablate is None:
         return [setup]
-    evaluation.check_ablation(data, setup)
-    bare = [replace(wanted, template=evaluation.BARE, task=None) for wanted in (setup.passages, setup.queries)]
-    without = evaluation.Setup("without template", *bare)
+    evaluation.check_texts(data, "--ablate template")
+    evaluation.check_ablation(setup)
+    passages, queries = (
+        replace(wanted, template=evaluation.BARE, task=None) for wanted in (setup.passages, setup.queries)
+    )
+    without = replace(setup, name="without template", passages=passages, queries=queries)
     return [replace(setup, name="with template"), without]
 
 

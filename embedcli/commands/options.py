@@ -43,6 +43,10 @@ LikeTask = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the repository's own code, as the file's maker did.")
 ]
+Like = Annotated[
+    str | None,
+    option("Vectors that these are to be compared with: the same model, family, dimension, normalization.", "--like"),
+]
 Numbers = Annotated[DType, option("Number format of the weights; auto: bfloat16 where it is faster.", "--dtype")]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device")]
 TextColumn = Annotated[str, option("The column to embed; doc.text is a path into objects.", "--text-column")]

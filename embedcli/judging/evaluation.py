@@ -40,11 +40,19 @@ class Data:
 
 @dataclass(frozen=True)
 class Setup:
-    """A way to encode them, by a name for people."""
+    """A way to encode them, by a name for people; `like`: vectors that theirs are to compare with."""
 
     name: str
     passages: Wanted
     queries: Wanted
+    like: str | None = None
+
+    def choose(self, role: str) -> Choice:
+        """The model and template for `passage` or `query`. Raises ConfigurationError."""
+        wanted = self.passages if role == "passage" else self.queries
+        if self.like is None:
+            return choose(wanted, role)
+        return choose_like(wanted, role, describe.provenance_of(self.like), self.like)
 
 
 @dataclass(frozen=True)
@@ -120,11 +128,16 @@ def evaluate(data: Data, setup: Setup, running: RunOptions, folder: Path, watche
     )
 
 
-def check_ablation(data: Data, setup: Setup) -> None:
+def check_texts(data: Data, option: str) -> None:
+    """See that there are texts, which can be encoded in several ways. Raises UsageError."""
+    for path in (data.corpus, data.queries):
+        if asking.own(path) is not None:
+            raise UsageError(f"{option} encodes anew: it needs texts, and {path} holds vectors")
+
+
+def check_ablation(setup: Setup) -> None:
     """See that there is a template to leave out. Raises UsageError."""
-    if asking.own(data.corpus) is not None or asking.own(data.queries) is not None:
-        raise UsageError("--ablate template encodes anew: it needs texts, not vectors")
-    found = [choose(setup.passages, "passage").template, choose(setup.queries, "query").template]
+    found = [setup.choose("passage").template, setup.choose("query").template]
     if all(template.string == BARE for template in found):
         raise UsageError("--ablate template: this model has no instruction in either role", "--template names a family")
 
@@ -134,8 +147,7 @@ def _corpus(
 ) -> tuple[Index, float | None]:
     if (own := asking.own(data.corpus)) is not None:
         return own, None
-    choice = choose(setup.passages, "passage")
-    return _encoded(data, data.corpus, choice, running, folder, watcher)
+    return _encoded(data, data.corpus, setup.choose("passage"), running, folder, watcher)
 
 
 def _queries(
@@ -143,11 +155,8 @@ def _queries(
 ) -> tuple[asking.Queries, list[str], str]:
     """The queries, the id of each, and their template."""
     if (own := asking.own(data.queries)) is None:
-        if asking.own(data.corpus) is None:
-            choice = choose(setup.queries, "query")
-        else:
-            choice = choose_like(setup.queries, "query", corpus.said, corpus.path)
-        own, _ = _encoded(data, data.queries, choice, running, folder, watcher)
+        by = setup if asking.own(data.corpus) is None else replace(setup, like=corpus.path)
+        own, _ = _encoded(data, data.queries, by.choose("query"), running, folder, watcher)
     ask = asking.Ask(corpus, setup.queries, "query", running, InputOptions(data.text_column))
     queries, column = ask.vectors(own), _id_column(data, own)
     return queries, [str(row[column]) for row in queries.rows], own.said["recipe"]["template"]
