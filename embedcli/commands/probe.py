@@ -96,7 +96,7 @@ def _probed(
 def _print(probed: "Probed", views: "list[View]") -> None:
     if len(probed.texts) <= _MOST_IN_TABLE and not probed.pairs:
         for view in views:
-            console.result(f"{view.name}: {json.dumps(view.template, ensure_ascii=False)}")
+            console.result(console.safe(f"{view.name}: {json.dumps(view.template, ensure_ascii=False)}"))
             rows = [
                 [text[:40], *(f"{value:.3f}" for value in line), f"{moved:.3f}"]
                 for text, line, moved in zip(probed.texts, view.cosines, view.moved, strict=True)

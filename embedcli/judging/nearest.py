@@ -22,7 +22,7 @@ def nearest(queries: Floats, blocks: Iterable[tuple[Numbers, Floats]], k: int) -
     """
     scores, numbers = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     for own, vectors in blocks:
-        if len(own):
+        if len(own) and len(queries):
             candidates = _candidates(queries, scores, vectors, k)
             pairs = [
                 _joined(query, kept, at, own, vectors, found, k)

@@ -134,7 +134,8 @@ def take(path: str, rows: Sequence[int], columns: Sequence[str]) -> Mapping[int,
                 here = wanted[(wanted >= first) & (wanted < first + size)]
                 if len(here):
                     table = parts.read_group(file, name, group, list(columns)).take(here - first)
-                    found |= dict(zip(here.tolist(), table.to_pylist(), strict=True))
+                    values = table.to_pylist() if columns else [{} for _ in here]
+                    found |= dict(zip(here.tolist(), values, strict=True))
                 first += size
     return found
 
