@@ -124,6 +124,8 @@ def test_several_files_are_one_index(cli, index, tmp_path):
     assert [hit["record"] for hit in parted] == [hit["record"] for hit in whole]
     assert [hit["score"] for hit in parted] == [hit["score"] for hit in whole]
     assert {hit["file"] for hit in parted} == {f"{half}.a.parquet", f"{half}.b"}
+    shown = cli("search", f"{half}.a.parquet", "text number 17", "--also", f"{half}.b", "--table").out.decode()
+    assert all(name in shown for name in ("half.a.parquet", "half.b ", "score"))
 
 
 def test_what_does_not_compare_is_refused_with_both_recipes_named(cli, index, tmp_path):

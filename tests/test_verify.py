@@ -162,6 +162,18 @@ def test_a_sample_by_the_plainest_path_shows_what_half_precision_costs(cli, tmp_
         assert strict is (dtype == "float32")
 
 
+def test_an_empty_output_is_good_and_stale_once_the_corpus_is_not(cli, tmp_path, output):
+    (tmp_path / "none.jsonl").write_text("")
+    empty = tmp_path / "empty.parquet"
+    options = ("--role", "passage", "--model", "hash:16", "-o", empty)
+    assert cli("encode", tmp_path / "none.jsonl", *options).code == 0
+    assert verify(cli, empty)[0]
+    assert verify(cli, empty, "--corpus", tmp_path / "none.jsonl")[0]
+    assert not verify(cli, empty, "--corpus", tmp_path / "c.jsonl")[0]
+    assert not verify(cli, output, "--corpus", tmp_path / "none.jsonl")[0]
+    assert json.loads(cli("compare", empty, output, "--json").out)["rows"]["in both"] == 0
+
+
 def test_bad_input_is_named(cli, tmp_path, output):
     (tmp_path / "x").write_text("no vectors")
     for args, code in (((tmp_path / "none",), 66), ((tmp_path / "x",), 65), ((output, "--sample", "many"), 2)):

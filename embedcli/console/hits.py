@@ -1,6 +1,7 @@
 """What a search found, for people."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
@@ -27,12 +28,22 @@ def table(query: str, hits: "Sequence[Hit]") -> None:
     size = {name: max(len(str(hit.record.get(name, ""))) for hit in hits) for name in names}
     longest = max(names, key=lambda name: (name == "text", size[name]), default=None)
     short = [name for name in names if name != longest and size[name] <= _ID_WIDTH][:3]
-    rows = [[str(hit.rank), f"{hit.score:.4f}", *(safe(hit.record.get(name, "")) for name in short)] for hit in hits]
-    widths = [max(map(cell_len, column)) for column in zip(["rank", "score", *map(safe, short)], *rows, strict=True)]
+    several = len({hit.file for hit in hits}) > 1
+    header = ["rank", "score", *(["file"] if several else []), *map(safe, short)]
+    rows = [
+        [
+            str(hit.rank),
+            f"{hit.score:.4f}",
+            *([safe(Path(hit.file).name)] if several else []),
+            *(safe(hit.record.get(name, "")) for name in short),
+        ]
+        for hit in hits
+    ]
+    widths = [max(map(cell_len, column)) for column in zip(header, *rows, strict=True)]
     left = max(_LEAST_SNIPPET, console.width - sum(widths) - 2 * len(widths))
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name, width in zip(("rank", "score", *short), widths, strict=True):
-        grid.add_column(safe(name), min_width=width, no_wrap=True, justify="right" if name == "rank" else "left")
+    for name, width in zip(header, widths, strict=True):
+        grid.add_column(name, min_width=width, no_wrap=True, justify="right" if name == "rank" else "left")
     if longest is not None:
         grid.add_column(safe(longest), no_wrap=True)
     for row, hit in zip(rows, hits, strict=True):

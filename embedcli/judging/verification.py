@@ -168,7 +168,8 @@ def _against_own(index: Index, template: Template, source: Source, names: Sequen
 
 
 def _against_corpus(index: Index, template: Template, source: Source, corpus: str) -> Iterator[Check]:
-    here = np.concatenate([_there(index, block.hashes) for block in describe.blocks(index.path, index.head)])
+    own = [_there(index, block.hashes) for block in describe.blocks(index.path, index.head)]
+    here = np.concatenate([np.empty(0, "V16"), *own])
     rows_of = {bytes(here[row]): row for row in _sample(index, source).tolist()}
     hashes, again = [], _Again()
     for records in texts.units(corpus, replace(source.reading, columns=(), fields=template.fields)):
