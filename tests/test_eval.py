@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -160,6 +161,7 @@ def test_models_are_compared(cli, data):
     assert all(one["bytes"] > 0 and one["passages_per_second"] > 0 for one in found["runs"])
     assert found["differences"][0]["other"] == "hash:8"
     evaluate(cli, data, "--models", "hash:32,hash:8", "--ablate", "template", code=2)
+    evaluate(cli, data, "--models", ",", code=2)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "json"])
@@ -178,6 +180,14 @@ def test_a_run_is_compared_with_an_earlier_one(cli, data, suffix):
     (data / "x.json").write_text("[1]")
     assert evaluate(cli, data, *BARE, "--against", data / "x.json", code=65)
     assert evaluate(cli, data, *BARE, "--per-query", data / "x.csv", code=2)
+    assert evaluate(cli, data, *BARE, "--per-query", data / "none" / "x.json", code=73)
+
+
+def test_a_missing_library_is_said_before_anything_is_encoded(cli, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ir_measures", None)
+    ran = evaluate(cli, data, *BARE, "--keep", data / "kept", code=78)
+    assert "pip install 'embedcli[eval]'" in ran.err
+    assert not (data / "kept").exists()
 
 
 def test_kept_vectors_are_used_again(cli, data):

@@ -106,7 +106,7 @@ def test_bad_input_is_named(cli, tmp_path):
         (("a", "--input", "x"), 2, "--input"),
         (("alone",), 65, "two texts"),
         (("a", "b", "--plot", tmp_path / "p.bmp"), 2, ".png"),
-        (("a", "b", "--plot", tmp_path / "none" / "p.png"), 66, "none/p.png"),
+        (("a", "b", "--plot", tmp_path / "none" / "p.png"), 73, "none"),
         (("a", "b", "--label", "x"), 2, "--input"),
         (("--input", tmp_path / "p.jsonl", "--pairs", "a"), 2, "--pairs"),
         (("--input", tmp_path / "p.jsonl", "--pairs", "a,b"), 65, "p.jsonl:2"),

@@ -68,18 +68,19 @@ def evaluate(
 
     Example: embedcli eval --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv
 
-    Exit codes: 0 done; 2 options that exclude each other; 65 bad data; 66 a file is missing; 78 model or template
-    unusable, or vectors that don't compare.
+    Exit codes: 0 done; 2 options that exclude each other; 65 bad data; 66 a file is missing; 73 results can't be
+    written; 78 model or template unusable, vectors that don't compare, or ir-measures missing.
     """
     from embedcli.choosing import Wanted
-    from embedcli.judging import evaluation
+    from embedcli.judging import comparing_runs, evaluation, metrics
     from embedcli.judging import qrels as judgments
     from embedcli.store import results
 
+    metrics.check_library()
     wanted = Wanted(model, revision, trust_remote_code, _family(template), task, max_length, dim)
-    for path in filter(None, (per_query, against)):
-        results.check_name(path)
-    earlier = results.read(against) if against is not None else None
+    if per_query is not None:
+        results.check_place(per_query)
+    earlier = [comparing_runs.of_file(results.read(against), against)] if against is not None else []
     data = evaluation.Data(corpus, queries, judgments.read(qrels), id_column, text_column, ignore_identical_ids)
     setups = _setups(data, _setup("run", wanted, passage_template, query_template, like), models, ablate)
     running = options.run_options(device, dtype, update=keep is not None)
@@ -90,7 +91,8 @@ def evaluate(
         found = [evaluation.evaluate(data, setup, running, folder, watcher) for setup in setups]
     if per_query is not None:
         results.write(per_query, found[0].per_query())
-    compared = _compared(found, earlier, against)
+    others = [*(comparing_runs.of_run(one) for one in found[1:]), *earlier]
+    compared = [comparing_runs.compare(found[0], *other) for other in others]
     if as_json:
         console.result(json.dumps({"runs": [one.as_dict() for one in found], "differences": compared}))
     else:
@@ -127,6 +129,8 @@ def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None
     if models is not None:
         evaluation.check_texts(data, "--models")
         names = options.names(models)
+        if not names:
+            raise UsageError("--models names no model", "for example --models org/one,org/two")
         return [
             replace(
                 setup,
@@ -145,18 +149,6 @@ def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None
     )
     without = replace(setup, name="without template", passages=passages, queries=queries)
     return [replace(setup, name="with template"), without]
-
-
-def _compared(
-    found: list["Evaluation"], earlier: dict[str, list[Any]] | None, against: str | None
-) -> list[dict[str, Any]]:
-    """The first run less each other one, measure by measure."""
-    from embedcli.judging import comparing_runs
-
-    others = [comparing_runs.of_run(one) for one in found[1:]]
-    if earlier is not None and against is not None:
-        others.append(comparing_runs.of_file(earlier, against))
-    return [comparing_runs.compare(found[0], *other) for other in others]
 
 
 def _column(one: "Evaluation") -> dict[str, str]:

@@ -166,6 +166,8 @@ def _encoded(
     data: Data, path: str, choice: Choice, running: RunOptions, folder: Path, watcher: jobs.Watcher
 ) -> tuple[Index, float | None]:
     """A file of vectors in the folder, and how many rows a second; a kept one is brought up to date."""
+    for note in choice.notes:
+        watcher.warn(note)
     job = jobs.Job(
         inputs=tuple(sources.find([path])),
         checkpoint=choice.checkpoint,

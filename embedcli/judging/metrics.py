@@ -39,6 +39,11 @@ class Difference:
     p: float
 
 
+def check_library() -> None:
+    """See that the measures can be had, before time goes into vectors. Raises ConfigurationError."""
+    _library()
+
+
 def measure(run: Run, judged: Judged) -> dict[str, dict[str, float]]:
     """Each measure's value for each judged query; a query without results has zeros. Documents come best first."""
     ir_measures = _library()

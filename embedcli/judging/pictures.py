@@ -9,6 +9,7 @@ import numpy as np
 
 from embedcli.errors import ConfigurationError, UsageError, from_os_error
 from embedcli.judging.probe import Probed, View
+from embedcli.store import staging
 
 # A picture's formats, and what each calls the time of its making, which is left out.
 _DATE = {".png": "Creation Time", ".svg": "Date", ".pdf": "CreationDate"}
@@ -22,9 +23,13 @@ _PANEL = 4.6
 
 
 def check_name(path: str) -> None:
-    """See that a picture can be drawn under the name. Raises UsageError, ConfigurationError without matplotlib."""
+    """See that a picture can be drawn under the name, before a model is loaded.
+
+    Raises UsageError; OutputError, AccessError where its folder can't take it; ConfigurationError without matplotlib.
+    """
     if Path(path).suffix not in FORMATS:
         raise UsageError(f"--plot {path}: a picture ends in {', '.join(FORMATS)}")
+    staging.check_folder(Path(path))
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -10,12 +10,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedcli.errors import DataError, UsageError, from_os_error
+from embedcli.store import staging
 
 
 def check_name(path: str) -> None:
     """See that a name says its format. Raises UsageError."""
     if Path(path).suffix not in (".parquet", ".json"):
         raise UsageError(f"{path}: results are written as .parquet or .json")
+
+
+def check_place(path: str) -> None:
+    """See that results can be written there. Raises UsageError, OutputError, AccessError."""
+    check_name(path)
+    staging.check_folder(Path(path))
 
 
 def write(path: str, columns: Mapping[str, Sequence[Any]]) -> None:
