@@ -10,6 +10,7 @@ import pytest
 from embedcli.config import RunOptions
 from embedcli.judging import pictures
 from embedcli.judging.probe import Probed, View
+from tests.conftest import run_process
 
 WORDS = ["warm", "hot", "cold", "philosophy"]
 INSTRUCTION = "Classify a given temperature by its sensation."
@@ -67,6 +68,13 @@ def test_pairs_and_labels(cli, tmp_path):
     labelled = probe(cli, *options, "--text-column", "left", "--label", "kind")
     assert labelled["labels"] == list("ababab")
     assert 0 <= labelled["views"][0]["nearest_has_same_label"] <= 1
+
+
+def test_pairs_come_through_a_pipe(tmp_path):
+    ran = run_process(
+        "probe", "--input", "-", "--pairs", "a,b", "--model", "hash:32", "--json", input=b'{"a": "x", "b": "y"}\n' * 3
+    )
+    assert (ran.code, json.loads(ran.out)["texts"]) == (0, ["x"] * 3 + ["y"] * 3), ran.err
 
 
 def test_partners_are_counted_both_ways():

@@ -189,3 +189,7 @@ def test_the_embedded_models_vectors_are_what_it_gives(cli, tmp_path):
     ran = cli("verify", output, "--sample", "20")
     assert ran.code == 0
     assert "least cosine 1.000000" in ran.out.decode()
+    assert ran.lines[-1].split(maxsplit=2) == ["ok", "verdict", "the file is what it says"]
+    output.write_bytes(output.read_bytes()[:-1])
+    ran = cli("verify", output, "--sample", "0")
+    assert (ran.code, ran.lines[-1].split()[:2]) == (65, ["BAD", "verdict"])

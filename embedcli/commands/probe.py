@@ -73,8 +73,8 @@ def _probed(
     texts: list[str] | None, source: str | None, text_column: str, label: str | None, pairs: str | None
 ) -> "Probed":
     from embedcli.config import InputOptions
+    from embedcli.judging import texts as inputs
     from embedcli.judging.probe import Probed
-    from embedcli.judging.texts import read
 
     if bool(texts) == (source is not None):
         raise UsageError("say what to look at: texts, or --input FILE")
@@ -83,12 +83,12 @@ def _probed(
             raise UsageError("--label and --pairs name columns: they go with --input")
         return Probed(list(texts or ()))
     if pairs is None:
-        found = read(source, InputOptions(text_column, fields=(label,) if label else ()))
+        found = inputs.read(source, InputOptions(text_column, fields=(label,) if label else ()))
         return Probed(found.texts, [str(value) for value in found.fields[label]] if label else [])
     names = options.names(pairs)
     if len(names) != 2 or label:
         raise UsageError("--pairs takes two columns, and no --label beside: --pairs de,en")
-    left, right = (read(source, InputOptions(name, columns=())).texts for name in names)
+    left, right = inputs.pairs(source, *names)
     labels = [names[0]] * len(left) + [names[1]] * len(right)
     return Probed(left + right, labels, [(row, len(left) + row) for row in range(len(left))])
 

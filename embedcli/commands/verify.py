@@ -1,13 +1,16 @@
 """`embedcli verify`: its options, the checks, the verdict."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedcli import console
 from embedcli.commands import options
 from embedcli.errors import EXIT_OK, DataError, InputMissingError, UsageError
+
+if TYPE_CHECKING:
+    from embedcli.judging.verification import Verdict
 
 
 def verify(
@@ -59,8 +62,13 @@ def verify(
     if as_json:
         console.result(json.dumps(verdict.as_dict(), ensure_ascii=False))
     else:
-        marks = {True: "ok", False: "BAD", None: "-"}
-        console.table(
-            [(f"{marks[check.good]:<3}  {check.name}", check.said) for check in verdict.checks], to_stdout=True
-        )
+        _print(verdict)
     return EXIT_OK if verdict.good else DataError.exit_code
+
+
+def _print(verdict: "Verdict") -> None:
+    marks = {True: "ok", False: "BAD", None: "-"}
+    rows = [(f"{marks[check.good]:<3}  {check.name}", check.said) for check in verdict.checks]
+    bad = sum(check.good is False for check in verdict.checks)
+    said = f"not what it says: {bad} of {len(rows)} checks failed" if bad else "the file is what it says"
+    console.table([*rows, (f"{marks[verdict.good]:<3}  verdict", said)], to_stdout=True)

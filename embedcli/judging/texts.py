@@ -8,6 +8,7 @@ from typing import Any
 
 from embedcli import sources
 from embedcli.config import InputOptions
+from embedcli.errors import DataError
 from embedcli.records import Records
 
 
@@ -40,3 +41,15 @@ def read(path: str, options: InputOptions) -> Texts:
         for name, values in records.fields.items():
             fields[name] += values
     return Texts(texts, fields, rows)
+
+
+def pairs(path: str, left: str, right: str) -> tuple[list[str], list[str]]:
+    """Two columns of texts. Raises what `units` raises; DataError where the second is no string."""
+    found: tuple[list[str], list[str]] = [], []
+    for records in units(path, InputOptions(left, columns=(), fields=(right,))):
+        for text, other, place in zip(records.texts, records.fields[right], records.places, strict=True):
+            if not isinstance(other, str):
+                raise DataError(f"{path}:{place}: column {right!r} holds no text", f"--pairs {left},{right}")
+            found[0].append(text)
+            found[1].append(other)
+    return found
