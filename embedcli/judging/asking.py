@@ -62,12 +62,12 @@ class Ask:
         vectors = spaces.embed(choice, read.texts, self.running, read.fields)
         return Queries(read.texts, vectors, read.rows, choice.notes)
 
-    def vectors(self, own: Index) -> Queries:
+    def vectors(self, encoded: Index) -> Queries:
         """Take the vectors of a file that encode wrote. Raises ConfigurationError where they don't compare."""
-        spaces.check_comparable(self.index, own)
-        spaces.check_roles(self.index, own, spaces.query_role(self.index, self.role))
-        vectors, numbers = spaces.vectors_of(own)
-        found = describe.take(own.path, numbers.tolist(), own.carried)
+        spaces.check_comparable(self.index, encoded)
+        spaces.check_roles(self.index, encoded, spaces.query_role(self.index, self.role))
+        vectors, numbers = spaces.vectors_of(encoded)
+        found = describe.take(encoded.path, numbers.tolist(), encoded.carried)
         rows = [found[number] for number in numbers.tolist()]
         return Queries([str(row.get(self.reading.text_column, "")) for row in rows], vectors, rows)
 
