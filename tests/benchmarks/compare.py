@@ -187,6 +187,7 @@ def best_time(way, inputs, rounds=30):
 def run_one(name, corpus, output, model):
     """Seconds of a contender's whole process, None where it fails, and its vectors."""
     command = [sys.executable, "-m", "tests.benchmarks.compare", "--one", name, str(corpus), "--output", str(output)]
+    output.unlink(missing_ok=True)  # another contender's: embedcli would not overwrite it
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
