@@ -39,7 +39,7 @@ def main(path: str, token: str, number: str, device: str, parent: str, order: st
         else:
             work_through(shop, board, units, lambda draft: load())
     except Exception as error:
-        board.fail(crew.as_failure(error))
+        board.fail(crew.as_failure(error, board.stage))
         return 1
     return 0
 

@@ -12,7 +12,8 @@ import pytest
 from embedcli.encoder.hashing import HashEncoder
 from embedcli.errors import Interrupted
 from embedcli.job.unit import Workshop
-from tests.runs import HASH, counts, encode, staging_of, table, write_corpus
+from tests.conftest import run_process
+from tests.runs import HASH, counts, encode, poisoned, staging_of, table, write_corpus
 
 
 @pytest.fixture
@@ -288,3 +289,15 @@ def test_duplicates_within_a_unit_are_encoded_once(cli, tmp_path, monkeypatch):
     vectors = found["embedding"].to_pylist()
     assert all(vectors[i] == vectors[i % 7] for i in range(50))
     assert len({tuple(vector) for vector in vectors}) == 7
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_full_disk_is_named_also_where_the_system_does_not(tmp_path, processes):
+    """A write to an open file fails without a file's name."""
+    code = "import os\nfrom embedcli.store import claims\n"
+    code += "def full(self, *rest): raise OSError(28, os.strerror(28))\nclaims.Board.finish = full\n"
+    environment = poisoned(tmp_path, code)
+    corpus = write_corpus(tmp_path / "c.jsonl", 20_000)
+    ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", processes, env=environment)
+    assert ran.code == 74, ran.err
+    assert f"{staging_of(tmp_path / 'o')}: No space left on device" in ran.err

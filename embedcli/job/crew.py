@@ -4,6 +4,7 @@ A unit that has killed its worker twice is put aside until the others are done, 
 """
 
 import contextlib
+import errno
 import os
 import pickle
 import signal
@@ -235,10 +236,11 @@ def _how(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def as_failure(error: Exception) -> dict[str, str]:
-    """An error as a worker writes it down."""
+def as_failure(error: Exception, stage: staging.Staging) -> dict[str, str]:
+    """An error as a worker writes it down; where a full disk isn't named, it is that of the run's own directory."""
     if isinstance(error, OSError):
-        error = errors.from_os_error(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        error = errors.from_os_error(error, str(stage.path) if full else "")
     if isinstance(error, EmbedcliError):
         return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
     return {"kind": "", "message": f"{type(error).__name__}: {error}", "hint": ""}

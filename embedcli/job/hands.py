@@ -80,7 +80,7 @@ def assist(job: Job, world: launch.World) -> None:
             place = launch.devices(job.run, job.checkpoint.is_hash, world)[0]
             work_through(shop, board, units, lambda draft: load_model(shop.job, place))
     except Exception as error:
-        board.fail(crew.as_failure(error))
+        board.fail(crew.as_failure(error, stage))
         raise
 
 
