@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from embedcli import registry
-from embedcli.config import Facts
+from embedcli.config import NAMES, Facts, differing, in_words
 from embedcli.encoder import checkpoint, model_files
 from embedcli.encoder.checkpoint import Checkpoint
 from embedcli.errors import ConfigurationError
 from embedcli.registry import Family
 from embedcli.templates import Template
-
-# How a template's origin begins where a family gave it.
-_FAMILY = "family "
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,8 @@ def _name(space: Mapping[str, Any]) -> str | None:
 def _template(said: Mapping[str, Any], role: str, where: str) -> str | None:
     """What `--template` would be for such vectors; None where it follows from the model."""
     origin: str = said["template_origin"]
-    if origin.startswith(_FAMILY):
-        name = origin.removeprefix(_FAMILY)
+    if origin.startswith(registry.BY_FAMILY):
+        name = origin.removeprefix(registry.BY_FAMILY)
         if registry.by_name(name) is None:
             raise ConfigurationError(
                 f"{where}: its template file {name}.toml is not among the known", "--template FILE"
@@ -115,14 +112,9 @@ def _template(said: Mapping[str, Any], role: str, where: str) -> str | None:
 
 def check_same_space(theirs: Mapping[str, Any], ours: Mapping[str, Any], there: str, here: str) -> None:
     """See that two spaces hold comparable vectors. Raises ConfigurationError that names each differing field."""
-    names = [name for name in ours if name not in ("model", "revision") and _plain(theirs[name]) != _plain(ours[name])]
-    if names:
-        said = "; ".join(f"{name} is {theirs[name]!r} there and {ours[name]!r} here" for name in names)
+    if found := differing(theirs, {name: value for name, value in ours.items() if name not in NAMES}):
         models = f"{there} by {theirs['model']}, {here} by {ours['model']}"
         raise ConfigurationError(
-            f"vectors of different spaces can't be compared: {models}: {said}", "--like FILE takes them from a file"
+            f"vectors of different spaces can't be compared: {models}: {in_words(found)}",
+            "--like FILE takes them from a file",
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -6,6 +6,7 @@ Two vectors may be compared within one `Space` and reused within one `Recipe`.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,12 +19,27 @@ VectorType = Literal["float32", "float16"]
 MANY_TOKENS = 2**62
 
 # Names, not facts: two spaces that differ only here hold the same vectors.
-_NAMES = ("model", "revision")
+NAMES = ("model", "revision")
 
 
 def _digest(value: dict[str, Any]) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields of `here` that are otherwise there, with both values. JSON's lists are our tuples."""
+    pairs = {name: (_plain(there.get(name)), _plain(value)) for name, value in here.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def in_words(differences: Mapping[str, tuple[Any, Any]]) -> str:
+    """The same for a message."""
+    return "; ".join(f"{name} is {there!r} there and {here!r} here" for name, (there, here) in differences.items())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)
@@ -44,7 +60,7 @@ class Space:
     @property
     def id(self) -> str:
         """16 hex digits over all fields but the names."""
-        return _digest({key: value for key, value in asdict(self).items() if key not in _NAMES})
+        return _digest({key: value for key, value in asdict(self).items() if key not in NAMES})
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, as provenance holds them."""

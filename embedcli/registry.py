@@ -20,8 +20,8 @@ from embedcli.templates import Field, Template, parse
 PASSAGE_NAMES = ("passage", "document", "corpus")
 # Folders and files of the user's own, separated as in PATH; they come before ours.
 VARIABLE = "EMBEDCLI_TEMPLATES"
-# Where a template comes from that no family gives.
-OWN_PROMPTS, BY_HAND = "the model's own prompts", "--template"
+# Where a template comes from; a family is named behind its word.
+OWN_PROMPTS, BY_HAND, BY_FAMILY = "the model's own prompts", "--template", "family "
 
 
 @dataclass(frozen=True)
@@ -177,10 +177,10 @@ def choose(
         return _checked_task(parse(option, role, BY_HAND, task), option, task)
     if family is not None:
         if role not in family.roles:
-            raise _unknown_role(model, role, f"family {family.name}", family.roles)
+            raise _unknown_role(model, role, BY_FAMILY + family.name, family.roles)
         string = family.roles[role]
         filled = task if task is not None else family.task
-        return _checked_task(parse(string, role, f"family {family.name}", filled), string, task)
+        return _checked_task(parse(string, role, BY_FAMILY + family.name, filled), string, task)
     return _from_prompts(model, role, task, dict(prompts or {}))
 
 

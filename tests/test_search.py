@@ -53,6 +53,13 @@ def test_nearest_with_any_block_and_any_k_has_ties_in_row_order(count, k, size, 
     assert np.array_equal(scores, wanted_scores)
 
 
+def test_nearest_never_finds_what_is_not_finite():
+    vectors = np.ones((4, 3), np.float32)
+    vectors[1, 0], vectors[2, 2] = np.nan, np.inf
+    _, rows = nearest(np.ones((2, 3), np.float32), blocks(vectors, 2), 4)
+    assert rows.tolist() == [[0, 3], [0, 3]]
+
+
 def test_nearest_of_nothing_is_nothing():
     scores, rows = nearest(np.ones((2, 3), np.float32), iter(()), 5)
     assert scores.shape == rows.shape == (2, 0)

@@ -4,7 +4,6 @@ Wires the layers together. Knows no option parser, no terminal, no tensor.
 """
 
 import contextlib
-import errno
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import BinaryIO
 
 from embedcli import launch
 from embedcli.config import STDOUT, OutputOptions
-from embedcli.errors import ConfigurationError, UsageError, from_os_error
+from embedcli.errors import ConfigurationError, UsageError
 from embedcli.job import hands, planning
 from embedcli.job.preview import Preview, preview
 from embedcli.job.publishing import Outcome
@@ -49,20 +48,14 @@ def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary |
     with timed(summary.seconds, "total"), _open_stage(job, world) as stage:
         try:
             _through(job, stage, world, watcher, summary, stdout)
-        except BaseException as raised:
-            error = _placed(raised, stage)
+        except BaseException as error:
+            if stage.output is not None:
+                staging.name_full_disk(error, stage.path)
             # A refused recipe doesn't continue by itself.
             if stage.output is not None and (kept := stage.finished) and not isinstance(error, ConfigurationError):
                 error.add_note(f"finished work is kept (units: {kept}): the same command continues from there")
-            raise error from raised.__cause__
+            raise
     return summary
-
-
-def _placed(error: BaseException, stage: staging.Staging) -> BaseException:
-    """The same error; where a full disk isn't named, it is that of the run's own directory."""
-    if stage.output is None or not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    return from_os_error(error, str(stage.path))
 
 
 def look_ahead(job: Job, watcher: Watcher) -> Preview:

@@ -4,7 +4,6 @@ A unit that has killed its worker twice is put aside until the others are done, 
 """
 
 import contextlib
-import errno
 import os
 import pickle
 import signal
@@ -237,10 +236,10 @@ def _how(code: int) -> str:
 
 
 def as_failure(error: Exception, stage: staging.Staging) -> dict[str, str]:
-    """An error as a worker writes it down; where a full disk isn't named, it is that of the run's own directory."""
+    """An error as a worker writes it down."""
+    staging.name_full_disk(error, stage.path)
     if isinstance(error, OSError):
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        error = errors.from_os_error(error, str(stage.path) if full else "")
+        error = errors.from_os_error(error)
     if isinstance(error, EmbedcliError):
         return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
     return {"kind": "", "message": f"{type(error).__name__}: {error}", "hint": ""}

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import embedcli
+from embedcli.config import differing, in_words
 from embedcli.errors import ConfigurationError
 from embedcli.job.summary import Counts, Job
 from embedcli.store import parts
@@ -78,13 +79,11 @@ def check_same(found: Mapping[str, Any], job: Job, where: str, hint: str) -> Non
     there["vector type"], here["vector type"] = found.get("vector_type", "float32"), job.output.vector_type
     if job.run.dtype != "auto" and found["dtype"]:
         there["dtype"], here["dtype"] = found["dtype"], job.run.dtype
-    differing = [name for name in here if there.get(name) != here[name]]
-    if differing:
-        said = "; ".join(f"{name} is {there.get(name)!r} there and {here[name]!r} here" for name in differing)
-        raise ConfigurationError(f"{where}: its vectors are of another recipe: {said}", hint)
+    if differences := differing(there, here):
+        raise ConfigurationError(f"{where}: its vectors are of another recipe: {in_words(differences)}", hint)
 
 
 def _fields(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's fields by the names that people know."""
     flat = {**recipe["space"], **{name: value for name, value in recipe.items() if name != "space"}}
-    return {name.replace("_", " "): list(v) if isinstance(v, tuple) else v for name, v in flat.items()}
+    return {name.replace("_", " "): value for name, value in flat.items()}

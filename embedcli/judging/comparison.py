@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from embedcli.config import differing
 from embedcli.errors import DataError
+from embedcli.judging import spaces
 from embedcli.judging.nearest import Floats, nearest
 from embedcli.judging.spaces import Index
 from embedcli.store import describe, reuse
@@ -15,9 +17,7 @@ from embedcli.store import describe, reuse
 NEIGHBOURS = 10
 # Vectors of so many common rows are compared one by one, and the neighbours of so many.
 _ROWS, _ASKED = 20_000, 1000
-_SEED = 0
 _PERCENTILES = {"p1": 1, "p5": 5, "median": 50, "p95": 95}
-_IDS = ("_id", "id")
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def compare(one: Index, other: Index, key: str | None = None) -> Comparison:
     _, at, there = np.intersect1d(first.keys, second.keys, assume_unique=True, return_indices=True)
     order = np.argsort(first.rows[at])
     pairs = np.stack([first.rows[at][order], second.rows[there][order]], axis=1)
-    chosen = _some(len(pairs), _ROWS)
+    chosen = spaces.sample(len(pairs), _ROWS)
     cosines, identical = _cosines(one, other, pairs[chosen])
-    asked = _some(len(pairs), _ASKED)
+    asked = spaces.sample(len(pairs), _ASKED)
     return Comparison(
         key="rendered text" if key == _hash_column(one) else key,
         same_space=one.said["space_id"] == other.said["space_id"],
@@ -83,7 +83,7 @@ def _hash_column(index: Index) -> str:
 def _key(one: Index, other: Index) -> str:
     if one.said["recipe"]["template"] == other.said["recipe"]["template"]:
         return _hash_column(one)
-    shared = [name for name in _IDS if name in one.head.columns and name in other.head.columns]
+    shared = [name for name in spaces.IDS if name in one.head.columns and name in other.head.columns]
     if not shared:
         raise DataError(
             f"{one.path} and {other.path} have different templates, so their texts' hashes differ, and no id in common",
@@ -105,8 +105,7 @@ class _Keyed:
         if name not in index.head.columns:
             raise DataError(f"{index.path}: no column {name!r}", f"its columns: {', '.join(index.head.columns)}")
         if name == _hash_column(index):
-            hashes = [block.hashes for block in describe.blocks(index.path, index.head) if block.hashes is not None]
-            values = reuse.prefixes(np.concatenate([np.empty(0, "V16"), *hashes]))
+            values = reuse.prefixes(describe.hashes(index.path, index.head))
         else:
             values = np.array([str(value) for value in describe.column(index.path, name)] or np.empty(0, "U1"))
         keys, rows = np.unique(values, return_index=True)
@@ -120,15 +119,7 @@ def _differing(one: Index, other: Index) -> dict[str, tuple[Any, Any]]:
         names = ("vector_type", "dtype", "device", "compiled")
         return {**recipe["space"], **own, **{name: index.said.get(name) for name in names}}
 
-    first, second = flat(one), flat(other)
-    return {name: (first[name], second.get(name)) for name in first if first[name] != second.get(name)}
-
-
-def _some(count: int, most: int) -> npt.NDArray[np.int64]:
-    """The numbers of all, or of so many at random (always the same), rising."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng(_SEED).choice(count, most, replace=False))
+    return differing(flat(one), flat(other))
 
 
 def _cosines(one: Index, other: Index, pairs: npt.NDArray[np.int64]) -> tuple[dict[str, float] | None, int]:
@@ -136,9 +127,7 @@ def _cosines(one: Index, other: Index, pairs: npt.NDArray[np.int64]) -> tuple[di
     if one.head.dim != other.head.dim or not len(pairs):
         return None, 0
     first, second = _vectors(one, pairs[:, 0]), _vectors(other, pairs[:, 1])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
-    cosines = np.nan_to_num(cosines, nan=-1.0)
+    cosines = spaces.cosines(first, second)
     found = {"least": float(cosines.min()), "mean": float(cosines.mean())}
     found |= {name: float(np.percentile(cosines, rank)) for name, rank in _PERCENTILES.items()}
     return found, int((first == second).all(axis=1).sum())

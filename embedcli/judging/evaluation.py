@@ -20,7 +20,6 @@ from embedcli.store import describe
 
 # What `--ablate template` leaves of a template.
 BARE = "{text}"
-_IDS = ("_id", "id")
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def _encoded(
 
 
 def _id_column(data: Data, index: Index) -> str:
-    wanted = (data.id_column,) if data.id_column is not None else _IDS
+    wanted = (data.id_column,) if data.id_column is not None else spaces.IDS
     for name in wanted:
         if name in index.head.columns:
             return name

@@ -17,11 +17,11 @@ def nearest(queries: Floats, blocks: Iterable[tuple[Numbers, Floats]], k: int) -
     """Scores and numbers [queries, k] of the vectors with the largest scalar product, best first.
 
     `blocks` give numbers, rising, and vectors float32 [n, dim]. Equal scores come in the order of the numbers. Scores
-    are rounded to float32 from float64, so they depend on the two vectors alone and not on their block. Where there
-    are fewer than k vectors, there are fewer columns.
+    are rounded to float32 from float64, so they depend on the two vectors alone and not on their block. Vectors that
+    aren't finite are never found. Where there are fewer than k others, there are fewer columns.
     """
     scores, numbers = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    for own, vectors in blocks:
+    for own, vectors in (_finite(*block) for block in blocks):
         if len(own) and len(queries):
             candidates = _candidates(queries, scores, vectors, k)
             pairs = [
@@ -30,6 +30,11 @@ def nearest(queries: Floats, blocks: Iterable[tuple[Numbers, Floats]], k: int) -
             ]
             scores, numbers = np.stack([pair[0] for pair in pairs]), np.stack([pair[1] for pair in pairs])
     return scores, numbers
+
+
+def _finite(own: Numbers, vectors: Floats) -> tuple[Numbers, Floats]:
+    good = np.isfinite(vectors).all(axis=1)
+    return own[good], vectors[good]
 
 
 def _candidates(queries: Floats, scores: Floats, vectors: Floats, k: int) -> Iterator[npt.NDArray[np.intp]]:

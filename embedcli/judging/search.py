@@ -62,10 +62,11 @@ def _blocks(
     for index, first in zip(indexes, edges, strict=False):
         named = filtering.columns(where, index.carried) if where is not None else []
         for block in describe.blocks(index.path, index.head, named):
-            good = np.isfinite(block.vectors).all(axis=1)
+            rows, vectors = block.rows, block.vectors
             if where is not None:
-                good &= filtering.mask(block.table, where, index.carried)[block.rows - block.first]
-            yield first + block.rows[good], block.vectors[good]
+                holds = filtering.mask(block.table, where, index.carried)[rows - block.first]
+                rows, vectors = rows[holds], vectors[holds]
+            yield first + rows, vectors
 
 
 def lines(queries: Queries, found: Sequence[Sequence[Hit]]) -> Iterator[str]:

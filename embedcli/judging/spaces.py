@@ -14,6 +14,9 @@ from embedcli.errors import ConfigurationError, DataError
 from embedcli.store import describe
 
 Floats = npt.NDArray[np.float32]
+# Of columns that tell which row is which, the first that is there.
+IDS = ("_id", "id")
+_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,20 @@ def vectors_of(index: Index) -> tuple[Floats, npt.NDArray[np.int64]]:
     empty = np.empty((0, index.head.dim), np.float32)
     rows = np.concatenate([block.rows for block in blocks]) if blocks else np.empty(0, np.int64)
     return np.concatenate([block.vectors for block in blocks] or [empty]), rows
+
+
+def cosines(one: Floats, other: Floats) -> Floats:
+    """The cosine of each row [n, dim] with the other's; -1 where a vector is zero or not finite."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    return np.nan_to_num(found, nan=-1.0)
+
+
+def sample(count: int, most: int | None) -> npt.NDArray[np.int64]:
+    """The numbers of all, or of so many at random (always the same), rising."""
+    if most is None or count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(_SEED).choice(count, most, replace=False))
 
 
 def embed(

@@ -14,16 +14,15 @@ from embedcli.choosing import Wanted, choose_like
 from embedcli.config import InputOptions, RunOptions
 from embedcli.errors import DataError, EmbedcliError
 from embedcli.job.draft import text_hashes
-from embedcli.judging import texts
+from embedcli.judging import spaces, texts
 from embedcli.judging.spaces import Index, embed_with
-from embedcli.store import describe, parts, publish, reuse, seal
+from embedcli.store import describe, parts, publish, reuse, seal, staging
 from embedcli.templates import Template
 
 # Of a normalized vector, as encode promises it; float16 rounds each number to 3 digits.
 _NORM_ERROR = 1e-3
 # Least cosine to float32 by the format that the weights had. Half precision is worst on short texts.
 LEAST = {"float32": 0.9999, "float16": 0.99, "bfloat16": 0.99}
-_SEED = 0
 Hashes = npt.NDArray[Any]
 _NAMED = 5
 
@@ -79,8 +78,7 @@ def verify(path: str, source: Source, embedding_column: str | None = None) -> Ve
     checks = list(_seals(path))
     whole = all(check.good for check in checks)
     try:
-        describe.provenance_of(path)
-        index = Index(path, describe.head(path, embedding_column))
+        index = spaces.open_index(path, embedding_column)
         checks.append(_vectors(index))
         checks += _against_texts(index, source)
     except Exception as error:  # of damaged bytes libraries say all kinds of things
@@ -96,7 +94,7 @@ def _seals(path: str) -> Iterator[Check]:
     files = describe.files_of(path)
     found = {file: _is_whole(file, parts.SEAL_MARK) for file in files}
     if Path(path).is_dir():
-        manifest = str(Path(path) / "_embedcli.json")
+        manifest = str(Path(path) / staging.MANIFEST)
         found[manifest] = _is_whole(manifest, publish.MANIFEST_MARK)
         listed = {part["file"] for part in publish.manifest_of(Path(path))["parts"]} if found[manifest] else set()
         if found[manifest] and listed != {Path(file).name for file in files}:
@@ -149,7 +147,7 @@ def _against_texts(index: Index, source: Source) -> Iterator[Check]:
 
 
 def _against_own(index: Index, template: Template, source: Source, names: Sequence[str]) -> Iterator[Check]:
-    sample, wrong = _sample(index, source), []
+    sample, wrong = spaces.sample(index.head.rows, source.sample), []
     again = _Again()
     for block in describe.blocks(index.path, index.head, names):
         columns = block.table.to_pydict()
@@ -168,9 +166,8 @@ def _against_own(index: Index, template: Template, source: Source, names: Sequen
 
 
 def _against_corpus(index: Index, template: Template, source: Source, corpus: str) -> Iterator[Check]:
-    own = [_there(index, block.hashes) for block in describe.blocks(index.path, index.head)]
-    here = np.concatenate([np.empty(0, "V16"), *own])
-    rows_of = {bytes(here[row]): row for row in _sample(index, source).tolist()}
+    here = describe.hashes(index.path, index.head)
+    rows_of = {bytes(here[row]): row for row in spaces.sample(index.head.rows, source.sample).tolist()}
     hashes, again = [], _Again()
     for records in texts.units(corpus, replace(source.reading, columns=(), fields=template.fields)):
         hashes.append(_rendered_hashes(template, records.texts, records.fields))
@@ -179,13 +176,6 @@ def _against_corpus(index: Index, template: Template, source: Source, corpus: st
                 again.add(row, records.texts[at], {name: values[at] for name, values in records.fields.items()})
     yield from _staleness(here, np.concatenate([np.empty(0, "V16"), *hashes]), corpus)
     yield _encoded_again(index, template, source, again)
-
-
-def _sample(index: Index, source: Source) -> npt.NDArray[np.int64]:
-    """The rows to encode again, rising."""
-    if source.sample is None or source.sample >= index.head.rows:
-        return np.arange(index.head.rows)
-    return np.sort(np.random.default_rng(_SEED).choice(index.head.rows, source.sample, replace=False))
 
 
 def _within(sample: npt.NDArray[np.int64], first: int, count: int) -> list[int]:
@@ -230,10 +220,10 @@ def _template(index: Index) -> Template:
 
 def _staleness(own: Hashes, others: Hashes, corpus: str) -> Iterator[Check]:
     """What the corpus has and the file hasn't, and the other way round."""
-    here, there, hashes = reuse.prefixes(own), reuse.prefixes(others), others
+    here, there = reuse.prefixes(own), reuse.prefixes(others)
     missing, stale = np.flatnonzero(~np.isin(there, here)).tolist(), np.flatnonzero(~np.isin(here, there)).tolist()
     if not missing and not stale:
-        yield Check("corpus", True, f"{_count(len(hashes), 'row')} of {corpus}, all in the file, and none besides")
+        yield Check("corpus", True, f"{_count(len(others), 'row')} of {corpus}, all in the file, and none besides")
     if missing:
         yield Check("corpus", False, f"{_count(len(missing), 'row')} of {corpus} have no vector here: {_rows(missing)}")
     if stale:
@@ -250,9 +240,7 @@ def _encoded_again(index: Index, template: Template, source: Source, again: _Aga
     model = encoder.load(choice.checkpoint, RunOptions(source.device, "float32", 1, compile="off", plain=True))
     exact = embed_with(model, template, again.texts, again.fields)
     rows, stored = again.rows, describe.vectors(index.path, index.head, again.rows)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        cosines = (stored * exact).sum(axis=1) / np.linalg.norm(stored, axis=1) / np.linalg.norm(exact, axis=1)
-    cosines = np.nan_to_num(cosines, nan=-1.0)  # of a vector that is zero or not finite
+    cosines = spaces.cosines(stored, exact)
     formats = str(index.said["dtype"]).split(", ")
     least = source.least if source.least is not None else min(LEAST.get(name, LEAST["float32"]) for name in formats)
     bad = [row for row, cosine in zip(rows, cosines, strict=True) if cosine < least]

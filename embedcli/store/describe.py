@@ -146,6 +146,15 @@ def column(path: str, name: str) -> Iterator[Any]:
         yield from table.column(name).to_pylist()
 
 
+def hashes(path: str, head: Head) -> npt.NDArray[Any]:
+    """All rows' hashes as 16-byte voids. Raises DataError where there are none, or a page is damaged."""
+    name = f"{head.embedding_column}_hash"
+    if not head.has("hash"):
+        raise DataError(f"{path}: no column {name!r}", f"its columns: {', '.join(head.columns)}")
+    tables = (table for file in files_of(path) for table in parts.read_tables(file, [name]))
+    return np.concatenate([np.empty(0, "V16"), *(parts.hashes_of(table.column(name)) for table in tables)])
+
+
 def vectors(path: str, head: Head, rows: Sequence[int]) -> npt.NDArray[np.float32]:
     """The vectors of some rows, by number, float32 [n, dim]; zero where one is missing. Reads the file through."""
     wanted = np.asarray(rows, np.int64)

@@ -256,6 +256,12 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
+def name_full_disk(error: BaseException, path: Path) -> None:
+    """Where a full disk isn't named, since a write to an open file met it, it is that of the run's own directory."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        error.filename = str(path)
+
+
 def sync(path: Path) -> None:
     """Make a directory's entries durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
