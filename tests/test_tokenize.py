@@ -29,6 +29,11 @@ def listed(tokens):
     return tokens.as_lists()
 
 
+def test_no_texts_have_no_ids(backend):
+    tokens, _ = encode(backend, "{text}", [], 8)
+    assert (listed(tokens), len(tokens.ids)) == ([], 0)
+
+
 def tokenizer_of(backend, max_length, **facts):
     files = ModelFiles("test", (), "", None, hash_dim=8)
     return Tokenizer(

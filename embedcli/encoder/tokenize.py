@@ -41,7 +41,8 @@ class Tokens:
 
     def as_lists(self) -> list[list[int]]:
         """The ids of each text."""
-        return [part.tolist() for part in np.split(self.ids, self.starts[1:])]
+        ends = self.starts + self.lengths
+        return [self.ids[start:end].tolist() for start, end in zip(self.starts, ends, strict=True)]
 
 
 class Tokenizer:
