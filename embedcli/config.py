@@ -93,10 +93,11 @@ class Recipe:
 class RunOptions:
     """What changes the speed, not the vector (beyond the rounding of `dtype`).
 
-    `num_processes` None takes one for each device. `update` reuses the vectors of the output as it is, `fresh` forgets
-    what an interrupted run left. `watchdog` is in seconds: how long a worker may show no progress; 0 is for ever.
-    `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that pays for about
-    `expected_tokens`, which are None until that is known. `plain` runs padded batches as the model's class does.
+    `num_processes` None takes one for each device. `update` reuses the vectors of the output as it is, `overwrite`
+    replaces an output of another recipe, `fresh` forgets what an interrupted run left. `watchdog` is in seconds: how
+    long a worker may show no progress; 0 is for ever. `batch_tokens` None takes what suits the device. `compile` auto
+    compiles the model where that pays for about `expected_tokens`, which are None until that is known. `plain` runs
+    padded batches as the model's class does.
     """
 
     device: str = "auto"
@@ -104,6 +105,7 @@ class RunOptions:
     batch_tokens: int | None = None
     num_processes: int | None = None
     update: bool = False
+    overwrite: bool = False
     fresh: bool = False
     watchdog: float = 1800.0
     compile: Compile = "auto"
@@ -127,7 +129,7 @@ class InputOptions:
 class OutputOptions:
     """Where vectors go. `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside.
 
-    `directory`: the output is a dataset directory of parts.
+    `directory`: the output is a dataset directory of parts. `allow_empty`: an output without rows is wanted, too.
     """
 
     path: str
@@ -137,6 +139,7 @@ class OutputOptions:
     embedding_column: str = "embedding"
     vector_type: VectorType = "float32"
     min_rows: int = 0
+    allow_empty: bool = False
 
 
 @dataclass(frozen=True)

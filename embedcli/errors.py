@@ -8,6 +8,7 @@
     ├── OutputError           73   the output can't be created
     ├── StorageError          74   reading or writing failed (disk full, I/O error)
     ├── LockedError           75   another run works on this output: try later
+    ├── InputChangedError     75   an input was changed while the run read it: try again
     ├── AccessError           77   permission denied
     └── ConfigurationError    78   the model or the template is unusable, or the recipe differs
     Interrupted            128+N   signal N
@@ -46,6 +47,12 @@ class DataError(EmbedcliError):
     """The content of an input can't be used."""
 
     exit_code = 65
+
+
+class InputChangedError(EmbedcliError):
+    """An input is no longer what it was when the run was planned."""
+
+    exit_code = 75
 
 
 class InputMissingError(EmbedcliError):

@@ -4,15 +4,17 @@ The only place that knows accelerate. Nothing is ever gathered or synchronized b
 units by claims in a shared folder (store/claims.py).
 """
 
+import contextlib
 import ctypes
+import json
 import os
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from embedcli.config import RunOptions
 from embedcli.errors import ConfigurationError, DeviceError, UsageError
@@ -82,30 +84,40 @@ def devices(options: RunOptions, is_hash: bool, world: World) -> list[str]:
 
 
 def start(
-    arguments: Sequence[str], device: str, processes: int, log: Path, needs_torch: bool
+    errand: dict[str, Any], handle: int, device: str, processes: int, log: Path, needs_torch: bool
 ) -> "subprocess.Popen[bytes]":
     """Start a worker, one of `processes` on this machine; what it prints goes to `log`.
 
+    It inherits the descriptor `handle`, and reads its errand from standard input: all users can see a command line.
     Command and environment are accelerate's, except for the pseudo-model, which is to load no torch.
     """
-    command = [sys.executable, "-m", "embedcli.worker", *arguments]
+    command = [sys.executable, "-m", "embedcli.worker"]
     environment = dict(os.environ)
     if needs_torch:
-        command, environment = _accelerated(arguments, device, max(1, _cores() // processes))
+        command, environment = _accelerated(device, max(1, _cores() // processes))
     environment["PYTHONSAFEPATH"] = "1"  # whatever lies in the working directory is no module of ours
     with open(log, "wb") as stream:
-        return subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            pass_fds=(handle,),
         )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # a worker that died has said why
+        pipe.write(json.dumps(errand).encode())
+    return process
 
 
-def _accelerated(arguments: Sequence[str], device: str, threads: int) -> tuple[list[str], dict[str, str]]:
+def _accelerated(device: str, threads: int) -> tuple[list[str], dict[str, str]]:
     from accelerate.commands.launch import launch_command_parser
     from accelerate.utils import prepare_simple_launcher_cmd_env
 
     where = ["--cpu"] if device == "cpu" else ["--gpu_ids", _visible(int(device.partition(":")[2] or 0))]
     plain = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    options = [*where, *plain, "--num_cpu_threads_per_process", str(threads), "-m", "embedcli.worker", *arguments]
+    options = [*where, *plain, "--num_cpu_threads_per_process", str(threads), "-m", "embedcli.worker"]
     wanted = launch_command_parser().parse_args(options)
     wanted.use_cpu = device == "cpu"  # its own check of the options would set it
     command, environment = prepare_simple_launcher_cmd_env(wanted)

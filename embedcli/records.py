@@ -16,7 +16,8 @@ class Unit:
     """A fixed slice of one input file, cut by the input alone.
 
     `start` and `stop` are byte offsets (JSONL) or row numbers from 0 (Parquet); `first` is the number of the first
-    line or row as people count, from 1; `rows` counts good and bad records.
+    line or row as people count, from 1; `rows` counts good and bad records. `digest` is that of the slice's bytes
+    (JSONL; for Parquet the file has one).
     """
 
     file: int
@@ -24,6 +25,7 @@ class Unit:
     stop: int
     first: int
     rows: int
+    digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,18 @@ class Records:
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input: the name people gave it, the path that can be read from any offset, and the format found inside."""
+    """One input: the name people gave it, the path that can be read from any offset, and the format found inside.
+
+    `identity` are device, inode, size and times of the file when the run was planned; empty for a copy of this run's
+    own. Equal ones mean equal content, others mean nothing: then the digest decides. `digest`: of the bytes that are
+    read of a Parquet file.
+    """
 
     name: str
     path: str
     format: str
+    identity: tuple[int, ...] = ()
+    digest: str = ""
 
     @property
     def place(self) -> str:
@@ -84,7 +93,7 @@ class Corpus:
     """All inputs, planned: their files, their units in order, and the one schema of the carried columns.
 
     `json_columns` are carried as JSON text; `notes` is what people should know of the input. `digest` changes when the
-    content does (for Parquet, as far as the footers show it): a hint for reuse, never a proof.
+    content does.
     """
 
     files: tuple[InputFile, ...]

@@ -1,4 +1,4 @@
-"""A process that a run started: `python -m embedcli.worker STAGING TOKEN NUMBER DEVICE PARENT [ORDER]`.
+"""A process that a run started: `python -m embedcli.worker`, which reads its errand as JSON from standard input.
 
 Claims units until none is left; or, by an order, does one unit without the texts that kill, or tries slices of it.
 """
@@ -13,20 +13,24 @@ from typing import Any
 
 from embedcli import launch
 from embedcli.encoder import Encoder
-from embedcli.job import crew
+from embedcli.job import crew, plan_file
 from embedcli.job.unit import Workshop
 from embedcli.job.work import load_model, work_through
 from embedcli.store.claims import Board
 from embedcli.store.staging import Staging
 
 
-def main(path: str, token: str, number: str, device: str, parent: str, order: str = "") -> int:
-    """Do what there is to do; gives the exit code. A failure is written down for the parent to raise."""
-    launch.die_with_parent(int(parent))
-    board = Board(Staging(Path(path), None, token), f"worker-{number}")
+def main(errand: dict[str, Any]) -> int:
+    """Do what there is to do; gives the exit code. A failure is written down for the parent to raise.
+
+    The staging directory is inherited as an open descriptor, which the path of the errand names.
+    """
+    launch.die_with_parent(errand["parent"])
+    stage = Staging(Path(errand["path"]), None, errand["token"], name=Path(errand["name"]))
+    board, device, order = Board(stage, f"worker-{errand['number']}"), errand["device"], errand["order"]
     try:
         board.beat(device=device)
-        work = crew.read_work(board.stage)
+        work = plan_file.read(stage)
         assert work is not None
         shop, units = work
 
@@ -35,7 +39,7 @@ def main(path: str, token: str, number: str, device: str, parent: str, order: st
             return load_model(shop.job, _own(device))
 
         if order:
-            _obey(json.loads(Path(order).read_bytes()), shop, board, load)
+            _obey(order, shop, board, load)
         else:
             work_through(shop, board, units, lambda draft: load())
     except Exception as error:
@@ -66,6 +70,6 @@ def _obey(order: dict[str, Any], shop: Workshop, board: Board, load: Callable[[]
 
 
 if __name__ == "__main__":
-    code = main(*sys.argv[1:])
+    code = main(json.load(sys.stdin))
     sys.stdout.flush()
     os._exit(code)  # whatever the libraries would still tidy up, the parts are durable

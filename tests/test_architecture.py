@@ -20,6 +20,7 @@ LAYERS = [
     {"registry"},
     {"sources", "encoder", "store", "templates", "launch"},
     {"records"},
+    {"files"},
     {"config"},
     {"errors"},
 ]
@@ -37,6 +38,7 @@ DOORS = {
     "scipy": {"judging"},
     "matplotlib": {"judging"},
     "huggingface_hub": {"encoder"},
+    "msgspec": {"job"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

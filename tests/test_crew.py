@@ -225,11 +225,11 @@ def test_a_unit_has_one_claimant(tmp_path):
 def test_a_worker_is_shown_its_own_device(visible, monkeypatch):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    command, environment = launch._accelerated(["a"], "cuda:1", 3)
-    assert command[1:] == ["-m", "embedcli.worker", "a"]
+    command, environment = launch._accelerated("cuda:1", 3)
+    assert command[1:] == ["-m", "embedcli.worker"]
     assert environment["CUDA_VISIBLE_DEVICES"] == (visible.split(",")[1] if visible else "1")
     assert (environment["OMP_NUM_THREADS"], environment["ACCELERATE_USE_CPU"]) == ("3", "False")
-    assert launch._accelerated(["a"], "cpu", 1)[1]["ACCELERATE_USE_CPU"] == "True"
+    assert launch._accelerated("cpu", 1)[1]["ACCELERATE_USE_CPU"] == "True"
 
 
 def test_devices(monkeypatch):

@@ -257,7 +257,7 @@ def test_blank_texts_are_embedded_and_counted(cli, tmp_path):
 
 def test_an_older_output_is_replaced_and_nothing_is_left_behind(cli, corpus):
     for model in ("hash:8", "hash:16"):
-        path = cli("encode", corpus, "--role", "query", "--model", model).lines[-1]
+        path = cli("encode", corpus, "--role", "query", "--model", model, "--overwrite").lines[-1]
     assert provenance(path)["recipe"]["space"]["dim"] == 16
     assert sorted(entry.name for entry in corpus.parent.iterdir()) == ["corpus.jsonl", "corpus.query.parquet"]
 

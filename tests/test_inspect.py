@@ -81,7 +81,7 @@ def test_vectors_of_short_numbers_and_several_row_groups(cli, tmp_path):
 
 def test_an_empty_output(cli, tmp_path):
     (tmp_path / "a.jsonl").write_text("")
-    path = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8").lines[-1]
+    path = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "--allow-empty").lines[-1]
     said = json.loads(cli("inspect", path, "--json").out)
     assert (said["rows"], said["dim"], said["norm_min"], said["truncated"]) == (0, 8, None, 0)
     assert cli("inspect", path).code == 0

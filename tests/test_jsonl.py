@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from embedcli import sources
 from embedcli.config import InputOptions
-from embedcli.errors import DataError
+from embedcli.errors import InputChangedError
 from embedcli.records import InputFile
 from embedcli.sources import jsonl, sizes
 
@@ -68,7 +68,7 @@ def test_a_file_that_changes_during_the_run_is_noticed(tmp_path):
     path.write_text('{"text": "x"}\n{"text": "y"}\n')
     corpus = jsonl.plan([InputFile("a", str(path), "jsonl")], OPTIONS, 2**20)
     path.write_text('{"text": "x"}\n')
-    with pytest.raises(DataError, match="1 rows where 2 were expected"):
+    with pytest.raises(InputChangedError, match="a: was changed while the run read it"):
         sources.reader(corpus, OPTIONS)(corpus.units[0])
 
 

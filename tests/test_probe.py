@@ -16,6 +16,9 @@ WORDS = ["warm", "hot", "cold", "philosophy"]
 INSTRUCTION = "Classify a given temperature by its sensation."
 
 
+FLOAT32 = ("--dtype", "float32")  # whatever is faster on this machine
+
+
 def probe(cli, *options, code=0):
     ran = cli("probe", *options, "--json")
     assert ran.code == code, ran.err
@@ -24,13 +27,13 @@ def probe(cli, *options, code=0):
 
 def encoded(cli, folder, tiny_bert, texts, template):
     (folder / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    options = ("--model", tiny_bert, "--template", template, "--dtype", "float32")
+    options = ("--model", tiny_bert, "--template", template, "--dtype", "float32", "--overwrite")
     assert cli("encode", folder / "c.jsonl", "--role", "query", *options, "-o", folder / "o", "--fresh").code == 0
     return np.array(pq.read_table(folder / "o")["embedding"].to_pylist())
 
 
 def test_cosines_are_those_of_encode_with_and_without_the_instruction(cli, tmp_path, tiny_bert):
-    found = probe(cli, *WORDS, "-i", INSTRUCTION, "--model", tiny_bert, "--template", "all-minilm")
+    found = probe(cli, *WORDS, "-i", INSTRUCTION, *FLOAT32, "--model", tiny_bert, "--template", "all-minilm")
     assert found["texts"] == WORDS
     bare = encoded(cli, tmp_path, tiny_bert, WORDS, "{text}")
     instructed = encoded(cli, tmp_path, tiny_bert, WORDS, f"{INSTRUCTION} {{text}}")
@@ -48,7 +51,7 @@ def test_a_template_with_a_task_takes_the_instruction_in_its_place(cli, tiny_ber
 
 
 def test_the_projection_is_the_two_leading_singular_directions(cli, tmp_path, tiny_bert):
-    view = probe(cli, *WORDS, "--model", tiny_bert, "--template", "all-minilm")["views"][0]
+    view = probe(cli, *WORDS, *FLOAT32, "--model", tiny_bert, "--template", "all-minilm")["views"][0]
     vectors = encoded(cli, tmp_path, tiny_bert, WORDS, "{text}")
     centred = vectors - vectors.mean(axis=0)
     variances = np.sort(np.linalg.eigvalsh(centred @ centred.T))[::-1]

@@ -12,6 +12,7 @@ import pytest
 from embedcli.encoder.hashing import HashEncoder
 from embedcli.errors import Interrupted
 from embedcli.job.unit import Workshop
+from embedcli.store import staging as store_staging
 from tests.conftest import run_process
 from tests.runs import HASH, counts, encode, poisoned, staging_of, table, write_corpus
 
@@ -237,10 +238,7 @@ def test_clean_leaves_a_run_at_work_alone(cli, tmp_path):
 
 def test_a_published_but_not_removed_staging_does_no_harm(cli, corpus, interrupt, whole, tmp_path, monkeypatch):
     output = tmp_path / "out.parquet"
-    real = shutil.rmtree
-    monkeypatch.setattr(
-        shutil, "rmtree", lambda path, **more: None if str(path).endswith(".embedcli") else real(path, **more)
-    )
+    monkeypatch.setattr(store_staging, "_remove_all", lambda path, name: None)
     assert encode(cli, corpus, output)[0].code == 0
     monkeypatch.undo()
     assert staging_of(output).exists()

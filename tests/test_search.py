@@ -188,11 +188,11 @@ def test_an_index_without_columns_one_without_rows_and_no_queries(cli, index, tm
     assert "carries no columns" in cli("search", bare, "x", "--where", "n = 1").err
     assert cli("search", bare, "x", "--table").code == 0
     nothing.write_text("")
-    assert cli("encode", nothing, *options, "-o", tmp_path / "empty").code == 0
+    assert cli("encode", nothing, *options, "-o", tmp_path / "empty", "--allow-empty").code == 0
     assert found(cli("search", tmp_path / "empty", "x")) == []
     assert found(cli("search", index, "--queries", nothing)) == []
     queries = tmp_path / "empty.query"
-    assert cli("encode", nothing, "--role", "query", "--model", "hash:16", "-o", queries).code == 0
+    assert cli("encode", nothing, "--role", "query", "--model", "hash:16", "-o", queries, "--allow-empty").code == 0
     assert found(cli("search", index, "--queries", queries)) == []
 
 

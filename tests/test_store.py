@@ -109,6 +109,7 @@ def test_leavings_of_a_killed_run_are_cleared(cli, tmp_path):
     leavings = tmp_path / ".o.embedcli"
     (leavings / "deep").mkdir(parents=True)
     (leavings / "part-000007.parquet").write_text("half")
+    (leavings / "embedcli-staging").touch()
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     assert cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "-o", tmp_path / "o").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "o"]
@@ -130,9 +131,9 @@ def test_the_lock_is_not_inherited(tmp_path):
         held = [
             fd
             for fd in descriptors
-            if os.path.exists(f"/proc/self/fd/{fd}") and os.path.realpath(f"/proc/self/fd/{fd}") == str(stage.path)
+            if os.path.exists(f"/proc/self/fd/{fd}") and os.path.realpath(f"/proc/self/fd/{fd}") == str(stage.name)
         ]
-        assert held
+        assert len(held) == 2  # the one that is locked, and the one that workers are given
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in held)
         assert stat.S_IMODE(stage.path.stat().st_mode) == 0o700
 

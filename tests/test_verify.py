@@ -166,7 +166,7 @@ def test_an_empty_output_is_good_and_stale_once_the_corpus_is_not(cli, tmp_path,
     (tmp_path / "none.jsonl").write_text("")
     empty = tmp_path / "empty.parquet"
     options = ("--role", "passage", "--model", "hash:16", "-o", empty)
-    assert cli("encode", tmp_path / "none.jsonl", *options).code == 0
+    assert cli("encode", tmp_path / "none.jsonl", *options, "--allow-empty").code == 0
     assert verify(cli, empty)[0]
     assert verify(cli, empty, "--corpus", tmp_path / "none.jsonl")[0]
     assert not verify(cli, empty, "--corpus", tmp_path / "c.jsonl")[0]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from embedcli import console
-from embedcli.errors import EXIT_OK, InputMissingError, LockedError
+from embedcli.errors import EXIT_OK, EmbedcliError, InputMissingError, LockedError
 
 
 def clean(
@@ -19,21 +19,34 @@ def clean(
 
     Example: embedcli clean corpus.passage.parquet
 
-    Exit codes: 0 done, also if there was nothing; 66 no such folder; 75 a run is still at work there.
+    Exit codes: 0 done, also if there was nothing; 66 no such folder; 73 a folder that embedcli did not make; 75 a run
+    is still at work there.
     """
+    refused = [error for name in paths or ["."] for path in _leftovers(Path(name)) if (error := _clean(path, dry_run))]
+    for error in refused[1:]:
+        console.warn(error.message)
+    if refused:
+        raise refused[0]
+    return EXIT_OK
+
+
+def _clean(path: Path, dry_run: bool) -> EmbedcliError | None:
+    """Remove a staging directory; gives the reason why not, so that the others are removed all the same."""
     from embedcli.store import staging
 
-    for path in (one for name in paths or ["."] for one in _leftovers(Path(name))):
-        if dry_run:
+    if dry_run:
+        if staging.is_marked(path):
             console.result(str(path))
-            continue
-        try:
-            finished, size = staging.remove_leftovers(path)
-        except LockedError:
-            raise LockedError(f"{path}: a run is at work there", "wait for it, or end it") from None
-        console.say(f"removed {finished:,} finished units, {console.size(size)}:")
-        console.result(str(path))
-    return EXIT_OK
+        return None
+    try:
+        finished, size = staging.remove_leftovers(path)
+    except LockedError:
+        return LockedError(f"{path}: a run is at work there", "wait for it, or end it")
+    except EmbedcliError as error:
+        return error
+    console.say(f"removed {finished:,} finished units, {console.size(size)}:")
+    console.result(str(path))
+    return None
 
 
 def _leftovers(path: Path) -> list[Path]:

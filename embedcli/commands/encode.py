@@ -1,7 +1,6 @@
 """`embedcli encode`: its options, into a Job."""
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from embedcli import console
+from embedcli import console, files
 from embedcli.commands import options
 from embedcli.commands.options import option
 from embedcli.config import (
@@ -73,6 +72,9 @@ def encode(
     update: Annotated[
         bool, option("Reuse the vectors of the output as it is; embed only new and changed texts.", "--update")
     ] = False,
+    overwrite: Annotated[
+        bool, option("Replace an output of another recipe; with --update, where its recipe differs.", "--overwrite")
+    ] = False,
     fresh: Annotated[bool, option("Throw away what an interrupted run left, and start over.", "--fresh")] = False,
     text_column: options.TextColumn = "text",
     columns: Annotated[
@@ -88,6 +90,9 @@ def encode(
         str | None, option("Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects")
     ] = None,
     min_rows: Annotated[int, option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)] = 0,
+    allow_empty: Annotated[
+        bool, option("Accept an input without rows, or of which every row is rejected.", "--allow-empty")
+    ] = False,
     max_row_bytes: Annotated[int, option("Longest JSONL line.", "--max-row-bytes", min=1)] = 16 * 2**20,
     binary_as_utf8: Annotated[
         bool, option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
@@ -116,6 +121,7 @@ def encode(
         batch_tokens=_batch_tokens(batch_tokens),
         num_processes=num_processes,
         update=update,
+        overwrite=overwrite,
         fresh=fresh,
         watchdog=watchdog,
         compile=compile,
@@ -131,8 +137,9 @@ def encode(
         embedding_column=embedding_column,
         vector_type=vector_type,
         min_rows=min_rows,
+        allow_empty=allow_empty,
     )
-    jobs.check_output(output_options, found, report)  # before a model is looked for or fetched
+    jobs.check_places(output_options, found, report)  # before a model is looked for or fetched
     wanted = choosing.Wanted(model, revision, trust_remote_code, template, task, max_length, dim, normalize)
     chosen = _choose(wanted, role, like)
     job = jobs.Job(
@@ -191,7 +198,7 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
     if summary is None:  # a higher rank: rank 0 speaks for all
         return EXIT_OK
     if report is not None:
-        _write_report(Path(report), summary.as_dict())
+        _write_report(report, summary.as_dict())
     if not quiet:
         closing.summary(summary)
     if job.output.path != STDOUT:
@@ -206,7 +213,7 @@ def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
     with progress.watching(quiet) as watcher:
         found = jobs.look_ahead(job, watcher)
     if report is not None:
-        _write_report(Path(report), found.as_dict())
+        _write_report(report, found.as_dict())
     closing.preview(found)
     if not found.fits:
         raise OutputError(
@@ -217,10 +224,12 @@ def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
     return EXIT_OK
 
 
-def _write_report(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+def _write_report(path: str, content: dict[str, Any]) -> None:
+    from embedcli.store import ownership
+
+    ownership.check_replaceable(path, "--report", ownership.is_report)  # once more: hours may have passed
+    marked = {ownership.KIND: ownership.REPORT, **content}
+    files.write_atomically(path, (json.dumps(marked, indent=2) + "\n").encode())
 
 
 def _default_output(inputs: list[str], found: list[str], role: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from embedcli import console
+from embedcli import console, files
 from embedcli.commands import options
 from embedcli.console import progress
 from embedcli.errors import EXIT_OK, UsageError
@@ -79,6 +79,8 @@ def evaluate(
     metrics.check_library()
     wanted = Wanted(model, revision, trust_remote_code, _family(template), task, max_length, dim)
     if per_query is not None:
+        inputs = [("the corpus", corpus), ("the queries", queries), ("the judgments", qrels), ("--against", against)]
+        files.check_distinct(per_query, "--per-query", [(what, path) for what, path in inputs if path is not None])
         results.check_place(per_query)
     earlier = [comparing_runs.of_file(results.read(against), against)] if against is not None else []
     data = evaluation.Data(corpus, queries, judgments.read(qrels), id_column, text_column, ignore_identical_ids)

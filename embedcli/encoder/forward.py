@@ -57,8 +57,10 @@ class TorchEncoder:
         modules, tokens, lengths = self._modules, prepared, prepared.lengths
         vectors = torch.zeros((len(lengths), modules.checkpoint.dim), device=modules.device)
         padded = 0
-        failed: dict[int, str] = {}
-        pending = self._batches(lengths, np.arange(len(lengths)))
+        # Some tokenizers add no special tokens: an empty text has nothing that a model could look at.
+        failed = dict.fromkeys(np.flatnonzero(lengths == 0).tolist(), "it has no tokens: this tokenizer adds none")
+        on_batch(len(failed), 0)
+        pending = self._batches(lengths, np.flatnonzero(lengths))
         while pending:
             rows = pending.pop()
             found = _if_it_fits(partial(embed, modules, tokens, rows))

@@ -6,29 +6,21 @@ Wires the layers together. Knows no option parser, no terminal, no tensor.
 import contextlib
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from embedcli import launch
-from embedcli.config import STDOUT, OutputOptions
+from embedcli.config import STDOUT
 from embedcli.errors import ConfigurationError, UsageError
 from embedcli.job import hands, planning
+from embedcli.job.places import check_places
 from embedcli.job.preview import Preview, preview
 from embedcli.job.publishing import Outcome
 from embedcli.job.summary import Counts, Job, Summary, Watcher, timed
 from embedcli.store import staging
 
-__all__ = ["Counts", "Job", "Preview", "Summary", "Watcher", "check_output", "look_ahead", "run"]
-
-
-def check_output(output: OutputOptions, inputs: Sequence[str], report: str | None = None) -> None:
-    """See that all files could be written, before time goes into a model. Raises OutputError, AccessError."""
-    if output.path != STDOUT:
-        staging.check_output(Path(output.path), inputs, output.directory)
-    for beside in (output.rejects, report):
-        if beside is not None:
-            staging.check_folder(Path(beside))
+__all__ = ["Counts", "Job", "Preview", "Summary", "Watcher", "check_places", "look_ahead", "run"]
 
 
 def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary | None:
@@ -49,8 +41,7 @@ def run(job: Job, watcher: Watcher, stdout: BinaryIO | None = None) -> Summary |
         try:
             _through(job, stage, world, watcher, summary, stdout)
         except BaseException as error:
-            if stage.output is not None:
-                staging.name_full_disk(error, stage.path)
+            staging.name_places(error, stage)
             # A refused recipe doesn't continue by itself.
             if stage.output is not None and (kept := stage.finished) and not isinstance(error, ConfigurationError):
                 error.add_note(f"finished work is kept (units: {kept}): the same command continues from there")
@@ -77,7 +68,7 @@ def _through(
     watcher.stage("reading the input")
     with timed(summary.seconds, "planning"):
         shop = planning.plan(job, stage, watcher)
-    summary.counts.rows_in = shop.corpus.rows
+    summary.counts.rows_in, summary.update = shop.corpus.rows, shop.job.run.update
     watcher.begin(shop.corpus.rows)
     outcome = Outcome(shop, watcher, summary, stdout)
     hands.do_units(shop, world, watcher, outcome)

@@ -5,23 +5,22 @@ A unit that has killed its worker twice is put aside until the others are done, 
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from embedcli import errors, launch
 from embedcli.errors import DeviceError, EmbedcliError
-from embedcli.job.summary import Job, Watcher
+from embedcli.job import plan_file
+from embedcli.job.summary import Watcher
 from embedcli.job.unit import Workshop
 from embedcli.store import staging
 from embedcli.store.claims import Beat, Board, Pulse
 
-_WORK = "work.pickle"
 _TICK_SECONDS = 0.05
 # A worker that dies so often without finishing a unit is given up, sooner where it dies before it has one.
 _DEATHS, _EARLY_DEATHS = 5, 3
@@ -35,26 +34,6 @@ _LOG_LINES = 5
 def is_suspect(board: Board, index: int) -> bool:
     """Has a unit killed whoever tried it, again and again?"""
     return board.attempts(index) >= _MOST_ATTEMPTS
-
-
-def save_work(shop: Workshop, units: Sequence[int]) -> None:
-    """Leave what other processes need to know in the run's directory, which is closed to other users."""
-    _ = shop.lookup.known  # its index is built once, for all
-    unfinished, values = shop.stage.unfinished(), {one.name: getattr(shop, one.name) for one in fields(shop)}
-    unfinished.write_bytes(pickle.dumps((values, list(units))))
-    unfinished.rename(shop.stage.run / _WORK)
-
-
-def read_work(stage: staging.Staging, job: Job | None = None) -> tuple[Workshop, list[int]] | None:
-    """What was left there, if it is there already. A rank has a job and a path of its own: its machine's."""
-    try:
-        values, units = pickle.loads((stage.run / _WORK).read_bytes())
-    except FileNotFoundError:
-        return None
-    if job is None:
-        return Workshop(**values), units
-    own = {"job": replace(job, run=values["job"].run), "stage": replace(stage, version=values["stage"].version)}
-    return Workshop(**{**values, **own}), units
 
 
 @dataclass
@@ -91,7 +70,7 @@ class Crew:
     def run(self) -> None:
         """Have all units done. Raises DeviceError where the workers keep dying, and what a worker raises."""
         workers = [_Worker(number, device) for number, device in enumerate(self.devices)]
-        save_work(self.shop, self.units)
+        plan_file.save(self.shop, self.units)
         for index in self.suspects:
             self.board.claim(index)
         with self._ended_with(workers):
@@ -126,11 +105,19 @@ class Crew:
                 raise_failure(self.board)  # it has said why
                 self._bury(worker, code)
 
-    def _start(self, worker: _Worker, *order: str) -> None:
+    def _start(self, worker: _Worker, order: dict[str, Any] | None = None) -> None:
         stage, job = self.shop.stage, self.shop.job
-        arguments = [str(stage.path), stage.token, str(worker.number), worker.device, str(os.getpid()), *order]
+        errand = {
+            "path": str(stage.path),
+            "name": str(stage.name),
+            "token": stage.token,
+            "number": worker.number,
+            "device": worker.device,
+            "parent": os.getpid(),
+            "order": order,
+        }
         log, needs_torch = self._log(worker), not job.checkpoint.is_hash
-        worker.process = launch.start(arguments, worker.device, len(self.devices), log, needs_torch)
+        worker.process = launch.start(errand, stage.handle, worker.device, len(self.devices), log, needs_torch)
         worker.pulse, worker.stuck = Pulse(), False
 
     def _check_pulse(self, worker: _Worker) -> None:
@@ -199,10 +186,7 @@ class Crew:
 
     def _try(self, worker: _Worker, index: int, **what: Any) -> str | None:
         """Have a process of its own do a unit, or try slices of it; gives how it died, None where it lived."""
-        order = self.shop.stage.run / "order.json"
-        order.unlink(missing_ok=True)
-        staging.write_json(self.shop.stage.unfinished(), order, {"unit": index, **what})
-        self._start(worker, str(order))
+        self._start(worker, {"unit": index, **what})
         assert worker.process is not None
         while (code := worker.process.poll()) is None:
             self._check_pulse(worker)
@@ -237,7 +221,7 @@ def _how(code: int) -> str:
 
 def as_failure(error: Exception, stage: staging.Staging) -> dict[str, str]:
     """An error as a worker writes it down."""
-    staging.name_full_disk(error, stage.path)
+    staging.name_places(error, stage)
     if isinstance(error, OSError):
         error = errors.from_os_error(error)
     if isinstance(error, EmbedcliError):

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from embedcli import encoder, launch
-from embedcli.job import crew
+from embedcli.job import crew, plan_file
 from embedcli.job.draft import Draft
 from embedcli.job.publishing import Outcome
 from embedcli.job.summary import Job, Watcher, timed
@@ -50,7 +50,7 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
     if world.size > 1:
         shop.workers = world.size
         shop.expect(0)  # the ranks could not agree on more before they have read something
-        crew.save_work(shop, units)
+        plan_file.save(shop, units)
     on_done = outcome.send_ready if world.size == 1 else outcome.show
     with watchdog(board, shop.job.run.watchdog, watcher.warn):
         through = work_through(shop, board, units, load, outcome.look_at, on_done)
@@ -69,18 +69,27 @@ def do_units(shop: Workshop, world: launch.World, watcher: Watcher, outcome: Out
 
 def assist(job: Job, world: launch.World) -> None:
     """As a higher rank: wait for rank 0's plan, and do units until none is left to claim."""
-    output = Path(job.output.path)
-    stage = staging.Staging(staging.place_of(output), output, world.token)
-    while (work := crew.read_work(stage, job)) is None:
+    while not _assist_if_planned(job, world):
         time.sleep(_POLL_SECONDS)
-    shop, units = work
-    board = Board(stage, _name(world))
+
+
+def _assist_if_planned(job: Job, world: launch.World) -> bool:
+    with staging.open_joined(Path(job.output.path), world.token) as stage:
+        work = plan_file.read(stage, job) if stage is not None else None
+        if work is None:
+            return False
+        _do_claimed_units(*work, world)
+    return True
+
+
+def _do_claimed_units(shop: Workshop, units: Sequence[int], world: launch.World) -> None:
+    board, job = Board(shop.stage, _name(world)), shop.job
     try:
         with watchdog(board, job.run.watchdog, lambda message: None):
             place = launch.devices(job.run, job.checkpoint.is_hash, world)[0]
             work_through(shop, board, units, lambda draft: load_model(shop.job, place))
     except Exception as error:
-        board.fail(crew.as_failure(error, stage))
+        board.fail(crew.as_failure(error, shop.stage))
         raise
 
 

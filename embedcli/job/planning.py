@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from embedcli import sources
-from embedcli.config import MANY_TOKENS, DType, RunOptions
-from embedcli.errors import DataError
+from embedcli.config import MANY_TOKENS, STDOUT, DType, RunOptions, in_words
+from embedcli.errors import ConfigurationError, DataError
 from embedcli.job import provenance
 from embedcli.job.summary import Job, Watcher
 from embedcli.job.unit import Workshop
@@ -22,12 +22,15 @@ def plan(job: Job, stage: staging.Staging, watcher: Watcher, dry: bool = False) 
     A dry plan changes nothing on disk but the run's own directory.
     Raises ConfigurationError where those are of another recipe, and what `sources.plan` raises.
     """
-    job = replace(job, run=as_before(job.run, _left_behind(job, stage), _updated(job)))
+    job, before = _reconcile(job, watcher)
+    job = replace(job, run=as_before(job.run, _left_behind(job, stage, dry), before))
     corpus = sources.plan(job.inputs, job.input, stage.run)
     for note in corpus.notes:
         watcher.warn(note)
     if corpus.rows < job.output.min_rows:
         raise DataError(f"the input has {corpus.rows} rows, fewer than --min-rows {job.output.min_rows}")
+    if not corpus.rows and not job.output.allow_empty and job.output.path != STDOUT:
+        raise DataError("the input has no rows: nothing was changed", "--allow-empty accepts an empty input")
     signature = _signature(corpus, job)
     folders = [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
     if not dry:
@@ -52,31 +55,60 @@ def as_before(run: RunOptions, left: Mapping[str, Any] | None, before: Mapping[s
     return run
 
 
-def _left_behind(job: Job, stage: staging.Staging) -> Mapping[str, Any] | None:
+def _left_behind(job: Job, stage: staging.Staging, dry: bool) -> Mapping[str, Any] | None:
     """The provenance of what an interrupted run left."""
     for part in (part for folder in (stage.parts, stage.earlier) for part in sorted(folder.iterdir())):
         said = _provenance_if_sound(part)
         if said is not None:
-            hint = "--fresh throws away what it left; or repeat its options to continue it"
-            provenance.check_same(said, job, f"{stage.path}: left by an interrupted run", hint)
+            differing = provenance.differences_to_reuse(said, job)
+            if differing and job.run.overwrite:
+                if not dry:
+                    stage.forget_parts()
+                return None
+            if differing:
+                hint = "--fresh throws away what it left; or repeat its options to continue it"
+                raise provenance.refuse(f"{stage.name}: left by an interrupted run", differing, hint)
             return said
     return None
 
 
-def _updated(job: Job) -> Mapping[str, Any] | None:
-    """The provenance of the output that this run is to update."""
-    if not has_previous(job):
-        return None
+def _reconcile(job: Job, watcher: Watcher) -> tuple[Job, Mapping[str, Any] | None]:
+    """Compare the job with the output that is there; give the job, and the provenance of what it is to update.
+
+    An output of another recipe is replaced by `overwrite` alone, which then updates nothing.
+    """
     path = Path(job.output.path)
-    said = describe.provenance_of(str(path))
-    provenance.check_same(said, job, f"{path}: can't be updated", "without --update everything is embedded anew")
-    return said
+    if job.output.path == STDOUT or not _has_output(path):
+        return job, None
+    try:
+        found = describe.provenance_of(str(path))
+    except DataError as error:
+        if job.run.overwrite:
+            return _anew(job), None
+        raise ConfigurationError(f"{path}: can't be read: {error.message}", "--overwrite replaces it") from None
+    compare = provenance.differences_to_reuse if job.run.update else provenance.differences
+    differing = compare(found, job)
+    if differing and not job.run.overwrite:
+        what = "can't be updated" if job.run.update else "would be replaced"
+        raise provenance.refuse(f"{path}: {what}", differing, "--overwrite embeds everything anew and replaces it")
+    if differing:
+        watcher.warn(f"{path}: replaced, everything is embedded anew: {in_words(differing)}")
+        return _anew(job), None
+    return job, found if job.run.update else None
+
+
+def _anew(job: Job) -> Job:
+    return replace(job, run=replace(job.run, update=False))
+
+
+def _has_output(path: Path) -> bool:
+    """Is there an output of ours? An empty file, as mktemp makes it, is none."""
+    return (path.is_file() and path.stat().st_size > 0) or (path / parts.MANIFEST).is_file()
 
 
 def has_previous(job: Job) -> bool:
     """Is there an output that this run is to update?"""
-    path = Path(job.output.path)
-    return job.run.update and (path.is_file() or (path / staging.MANIFEST).is_file())
+    return job.run.update and _has_output(Path(job.output.path))
 
 
 def _previous_blocks(path: Path) -> list[reuse.Block]:

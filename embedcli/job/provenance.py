@@ -71,16 +71,25 @@ def counts_of(counts: Counts) -> dict[str, int]:
     return {name: getattr(counts, name) for name in _COUNTS}
 
 
-def check_same(found: Mapping[str, Any], job: Job, where: str, hint: str) -> None:
-    """See that vectors on disk are of this run's recipe. Raises ConfigurationError that names each differing field."""
+def differences(found: Mapping[str, Any], job: Job) -> dict[str, tuple[Any, Any]]:
+    """Return how the recipe of vectors on disk differs from this run's, by field: (there, here)."""
     there, here = _fields(found["recipe"]), _fields(job.recipe.as_dict())
     if found["recipe_id"] == job.recipe.id:
         there, here = {}, {}
     there["vector type"], here["vector type"] = found.get("vector_type", "float32"), job.output.vector_type
-    if job.run.dtype != "auto" and found["dtype"]:
-        there["dtype"], here["dtype"] = found["dtype"], job.run.dtype
-    if differences := differing(there, here):
-        raise ConfigurationError(f"{where}: its vectors are of another recipe: {in_words(differences)}", hint)
+    return differing(there, here)
+
+
+def differences_to_reuse(found: Mapping[str, Any], job: Job) -> dict[str, tuple[Any, Any]]:
+    """The same, for vectors that are to stand beside this run's: they have to be of its dtype, too."""
+    dtype = (found["dtype"], job.run.dtype)
+    asked = job.run.dtype != "auto" and found["dtype"]
+    return differences(found, job) | ({"dtype": dtype} if asked and dtype[0] != dtype[1] else {})
+
+
+def refuse(where: str, differing_fields: Mapping[str, tuple[Any, Any]], hint: str) -> ConfigurationError:
+    """The error that names each field in which recipes differ."""
+    return ConfigurationError(f"{where}: its vectors are of another recipe: {in_words(differing_fields)}", hint)
 
 
 def _fields(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from embedcli import sources
 from embedcli.config import STDOUT
 from embedcli.errors import DataError
 from embedcli.job import planning, provenance
@@ -100,8 +101,13 @@ class Outcome:
         lost = self.shop.corpus.rows - counts.rows_out - counts.rejected
         if lost or counts.rows_in != self.shop.corpus.rows:
             raise DataError(f"{self.shop.corpus.rows} rows came in, {lost} of them came out in no way")
+        if not counts.rows_out and counts.rejected and not job.output.allow_empty:
+            self.shop.stage.forget_parts(("output", "rejected"))  # all of them are empty
+            raise self._all_rejected(results)
         if job.output.rejects is not None:
             publish.write_rejects(self._rejects(results), Path(job.output.rejects))
+        for note in sources.grown(self.shop.corpus):
+            self._watcher.warn(note)
         if job.output.path == STDOUT:
             self.send_ready()
             self._open_stream(made).close()
@@ -110,6 +116,13 @@ class Outcome:
         summary.published = not self._is_unchanged(results, said)
         if summary.published:
             self._publish(results, said)
+
+    def _all_rejected(self, results: list[Result]) -> DataError:
+        first = self._rejects(results)[0].as_error().message
+        return DataError(
+            f"all {self.summary.counts.rejected:,} rows were rejected: nothing was changed; the first: {first}",
+            "--allow-empty accepts it",
+        )
 
     def _rejects(self, results: list[Result]) -> list[Reject]:
         return [reject for result in results for reject in result.rejects]

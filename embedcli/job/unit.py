@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from embedcli import encoder, sources, templates
+from embedcli import encoder, files, sources, templates
 from embedcli.errors import RowFault
 from embedcli.job import provenance
 from embedcli.job.draft import (
@@ -143,7 +143,7 @@ class Workshop:
         unfinished, durable = stage.unfinished(), stage.output is not None
         table = parts.assemble(records_of(draft.records, good).table, self.schema, own)
         parts.write(unfinished, self.schema, provenance.of_part(self.job, result.made), [table], durable)
-        staging.move(unfinished, stage.part(draft.index))
+        files.rename(unfinished, stage.part(draft.index))
 
 
 def _look_at(job: Job, records: Records, rendered: Rendered, result: Result) -> None:

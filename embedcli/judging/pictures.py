@@ -1,5 +1,6 @@
 """Views of a probe as a picture. The only place that knows matplotlib."""
 
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from embedcli.errors import ConfigurationError, UsageError, from_os_error
+from embedcli import files
+from embedcli.errors import ConfigurationError, UsageError
 from embedcli.judging.probe import Probed, View
-from embedcli.store import staging
+from embedcli.store import ownership
 
-# A picture's formats, and what each calls the time of its making, which is left out.
-_DATE = {".png": "Creation Time", ".svg": "Date", ".pdf": "CreationDate"}
-FORMATS = tuple(_DATE)
+# A picture's formats, and the properties of each: the program, by which we know our own pictures, and no date.
+_PROPERTIES = {
+    ".png": {"Software": "embedcli", "Creation Time": None},
+    ".svg": {"Creator": "embedcli", "Date": None},
+    ".pdf": {"Creator": "embedcli", "CreationDate": None},
+}
+FORMATS = tuple(_PROPERTIES)
 # Okabe and Ito's colours, told apart by all kinds of colour vision; markers differ besides.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "o^sDvPX"
@@ -29,7 +35,7 @@ def check_name(path: str) -> None:
     """
     if Path(path).suffix not in FORMATS:
         raise UsageError(f"--plot {path}: a picture ends in {', '.join(FORMATS)}")
-    staging.check_folder(Path(path))
+    ownership.check_replaceable(path, "--plot", ownership.is_picture)
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -62,10 +68,9 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
     figure.set_layout_engine("none")  # all files get the layout that was found
     with matplotlib.rc_context({"svg.hashsalt": "embedcli"}):  # equal pictures, equal bytes
         for path in paths:
-            try:
-                figure.savefig(path, dpi=150, metadata={_DATE[Path(path).suffix]: None})
-            except OSError as error:
-                raise from_os_error(error, path) from None
+            picture, suffix = io.BytesIO(), Path(path).suffix
+            figure.savefig(picture, format=suffix[1:], dpi=150, metadata=_PROPERTIES[suffix])
+            files.write_atomically(path, picture.getvalue())
 
 
 def _table(panel: Any, probed: Probed, view: View) -> None:

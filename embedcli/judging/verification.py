@@ -16,7 +16,7 @@ from embedcli.errors import DataError, EmbedcliError
 from embedcli.job.draft import text_hashes
 from embedcli.judging import spaces, texts
 from embedcli.judging.spaces import Index, embed_with
-from embedcli.store import describe, parts, publish, reuse, seal, staging
+from embedcli.store import describe, parts, publish, reuse, seal
 from embedcli.templates import Template
 
 # Of a normalized vector, as encode promises it; float16 rounds each number to 3 digits.
@@ -94,8 +94,8 @@ def _seals(path: str) -> Iterator[Check]:
     files = describe.files_of(path)
     found = {file: _is_whole(file, parts.SEAL_MARK) for file in files}
     if Path(path).is_dir():
-        manifest = str(Path(path) / staging.MANIFEST)
-        found[manifest] = _is_whole(manifest, publish.MANIFEST_MARK)
+        manifest = str(Path(path) / parts.MANIFEST)
+        found[manifest] = _is_whole(manifest, parts.MANIFEST_MARK)
         listed = {part["file"] for part in publish.manifest_of(Path(path))["parts"]} if found[manifest] else set()
         if found[manifest] and listed != {Path(file).name for file in files}:
             other = sorted(listed ^ {Path(file).name for file in files})

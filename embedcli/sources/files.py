@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedcli.config import STDIN
-from embedcli.errors import DataError, InputMissingError, from_os_error
+from embedcli.errors import DataError, InputChangedError, InputMissingError, from_os_error
 from embedcli.records import InputFile
 
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
@@ -93,7 +93,20 @@ def open_input(name: str, spool: Path) -> InputFile:
             head = _head(path)
     except OSError as error:
         raise from_os_error(error, shown) from None
-    return InputFile(shown, path, _format(head, shown))
+    return InputFile(shown, path, _format(head, shown), identity_of(os.stat(path)) if path == name else ())
+
+
+def identity_of(status: os.stat_result) -> tuple[int, ...]:
+    """What stays the same as long as a file's content does."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def changed(file: InputFile, where: str) -> InputChangedError:
+    """The error for an input that isn't what it was when the run was planned."""
+    return InputChangedError(
+        f"{file.name}: was changed while the run read it ({where}): nothing is published",
+        "run the same command again: units that are finished and unchanged are kept",
+    )
 
 
 def _copy(name: str, spool: Path) -> str:

@@ -16,6 +16,7 @@ from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
 from embedcli.sources import columns
+from embedcli.sources.files import changed
 from embedcli.sources.rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
 
@@ -24,23 +25,41 @@ _EXCERPT = 200
 
 
 def _lines(stream: BinaryIO, start: int, stop: int | None, first: int, limit: int) -> Iterator[Line]:
-    """The lines that start in [start, stop). A line over `limit` bytes is passed over in bounded memory."""
+    """The lines in [start, stop). A line over `limit` bytes is passed over in bounded memory.
+
+    Nothing behind `stop` is read: what is appended to a last line without an end belongs to the next run.
+    """
     stream.seek(start)
     offset, number = start, first
     while stop is None or offset < stop:
-        content: bytes | None = stream.readline(limit + 1)
+        content: bytes | None = stream.readline(_at_most(limit + 1, offset, stop))
         if not content:
             return
         size, ends = len(content), content.endswith(b"\n")
+        digest = b""
         if size > limit and not ends:
-            content = None
-            while rest := stream.readline(2**20):
+            hashing, content = hashlib.blake2b(content, digest_size=16), None
+            while rest := stream.readline(_at_most(2**20, offset + size, stop)):
                 size += len(rest)
+                hashing.update(rest)
                 if rest.endswith(b"\n"):
                     break
-        yield Line(number, offset, offset + size, content)
+            digest = hashing.digest()
+        yield Line(number, offset, offset + size, content, digest)
         offset += size
         number += 1
+
+
+def _at_most(limit: int, offset: int, stop: int | None) -> int:
+    return limit if stop is None else min(limit, stop - offset)
+
+
+def _digest(lines: Iterable[Line]) -> str:
+    """Of the bytes of some lines; 32 hex digits."""
+    hashing = hashlib.blake2b(digest_size=16)
+    for line in lines:
+        hashing.update(line.digest if line.content is None else line.content)
+    return hashing.hexdigest()
 
 
 def _units_of_lines(stream: BinaryIO, unit_bytes: int, limit: int) -> Iterator[list[Line]]:
@@ -81,8 +100,9 @@ def _parse_lines(lines: Iterable[Line], file: InputFile, options: InputOptions) 
     return parsed
 
 
-def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, limit: int) -> None:
+def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, options: InputOptions) -> None:
     """Say plainly what is wrong with a file as a whole, rather than with its first line."""
+    limit = options.max_row_bytes
     line = next((line for line in lines if line.content and line.content.removeprefix(BOM).strip()), None)
     if line is None or line.content is None:
         return
@@ -93,8 +113,13 @@ def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, limit: int) -> 
         for shape, looks_so, hint in _SHAPES:
             if looks_so(content, bad.fault.code):
                 raise DataError(f"{file.name}: {shape}, not one JSON object a line", hint) from None
+        if options.on_error == "fail" and bad.fault.code == "not-json" and content[:1] != b"{":
+            # Every line is likely to be so: to set them all aside helps nobody.
+            reason = f"{file.name}:{line.number}: {bad.fault.reason}"
+            raise DataError(f"{reason}: the file isn't one JSON object a line", _CONVERT) from None
 
 
+_CONVERT = "lines of text: jq -cR '{text: .}' FILE; CSV: duckdb -c \"copy (from 'FILE.csv') to 'FILE.parquet'\""
 _SHAPES: tuple[tuple[str, Callable[[bytes, str], bool], str], ...] = (
     (
         "a JSON array",
@@ -123,14 +148,11 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     kinds: dict[str, columns.Kind] = {}
     fields_seen: set[str] = set()
     late_marks = 0
-    digest = hashlib.blake2b(digest_size=16)
     for index, file in enumerate(files):
         with open(file.path, "rb", buffering=2**20) as stream:
             for lines in _units_of_lines(stream, unit_bytes, options.max_row_bytes):
                 if lines[0].offset == 0:
-                    _refuse_other_shapes(lines, file, options.max_row_bytes)
-                for line in lines:
-                    digest.update(line.content or b"")
+                    _refuse_other_shapes(lines, file, options)
                 parsed = _parse_lines(lines, file, options)
                 stop_at_first(parsed.rejects, options.on_error)
                 kinds = columns.join_columns(kinds, _kinds(parsed.rows, options))
@@ -139,12 +161,13 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
                 fields_seen |= {name for name in options.fields if _seen(parsed.rows, name)}
                 late_marks += sum(line.offset > 0 and (line.content or b"").startswith(BOM) for line in lines)
                 rows = len(parsed.rows) + len(parsed.rejects)
-                units.append(Unit(index, lines[0].offset, lines[-1].stop, lines[0].number, rows))
+                units.append(Unit(index, lines[0].offset, lines[-1].stop, lines[0].number, rows, _digest(lines)))
     _check_columns(kinds, fields_seen, options, rows=sum(unit.rows for unit in units))
     schema, json_columns, notes = columns.schema_of(kinds)
     if late_marks:
         notes += (f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",)
-    return Corpus(tuple(files), tuple(units), schema, json_columns, notes, digest.hexdigest())
+    digest = hashlib.blake2b("".join(unit.digest for unit in units).encode(), digest_size=16).hexdigest()
+    return Corpus(tuple(files), tuple(units), schema, json_columns, notes, digest)
 
 
 def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, columns.Kind]:
@@ -176,8 +199,14 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
 
 def _read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
     file = corpus.files[unit.file]
-    with open(file.path, "rb", buffering=2**20) as stream:
-        parsed = _parse_lines(_lines(stream, unit.start, unit.stop, unit.first, options.max_row_bytes), file, options)
+    try:
+        with open(file.path, "rb", buffering=2**20) as stream:
+            lines = list(_lines(stream, unit.start, unit.stop, unit.first, options.max_row_bytes))
+    except FileNotFoundError:
+        raise changed(file, "it is gone") from None
+    if _digest(lines) != unit.digest:
+        raise changed(file, f"from line {unit.first}")
+    parsed = _parse_lines(lines, file, options)
     arrays = [
         columns.to_arrow([row.get(column.name) for row in parsed.rows], column.type, column.name in corpus.json_columns)
         for column in corpus.schema

@@ -4,7 +4,9 @@ import bisect
 import hashlib
 import itertools
 import os
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,9 +15,11 @@ import pyarrow.parquet as pq
 from embedcli.config import InputOptions
 from embedcli.errors import DataError, RowFault
 from embedcli.records import Corpus, InputFile, Records, Reject, Unit
+from embedcli.sources.files import changed, identity_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
 
 _BATCH_ROWS = 4096
+_READ_BYTES = 2**20
 # Carried columns may be far wider than the text: a unit holds at most this many times its share of all columns.
 _WIDTH = 8
 
@@ -27,36 +31,61 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     files' schemas differ.
     """
     units: list[Unit] = []
+    planned: list[InputFile] = []
     schema: pa.Schema | None = None
-    digest = hashlib.blake2b(digest_size=16)
     for index, file in enumerate(files):
-        opened = _open(file)
-        _check_counts(file, opened.metadata)
-        own = _carried(file, opened.schema_arrow, options)
-        if schema is not None and own != schema:
-            raise _drift(files[0], schema, file, own)
-        schema = own
-        _probe(file, opened, _columns_to_read(schema, options))
-        for start, stop in _ranges(opened.metadata, options.text_column, unit_bytes):
-            units.append(Unit(index, start, stop, start + 1, stop - start))
-        opened.close()
-        digest.update(_footer(file))
-    return Corpus(tuple(files), tuple(units), schema, digest=digest.hexdigest())
+        with open(file.path, "rb", buffering=0) as stream, _open(file, stream.fileno()) as opened:
+            _check_counts(file, opened.metadata)
+            own = _carried(file, opened.schema_arrow, options)
+            if schema is not None and own != schema:
+                raise _drift(files[0], schema, file, own)
+            schema = own
+            names = _columns_to_read(schema, options)
+            _probe(file, opened, names)
+            for start, stop in _ranges(opened.metadata, options.text_column, unit_bytes):
+                units.append(Unit(index, start, stop, start + 1, stop - start))
+            planned.append(replace(file, digest=_digest(stream.fileno(), opened.metadata, names)))
+            if file.identity and identity_of(os.fstat(stream.fileno())) != file.identity:
+                raise changed(file, "while it was planned")
+    digest = hashlib.blake2b("".join(file.digest for file in planned).encode(), digest_size=16).hexdigest()
+    return Corpus(tuple(planned), tuple(units), schema, digest=digest)
 
 
-def _footer(file: InputFile) -> bytes:
-    """The bytes of a file's footer: sizes and places of all pages, least and greatest values."""
-    with open(file.path, "rb") as stream:
-        stream.seek(-8, os.SEEK_END)
-        size = int.from_bytes(stream.read(4), "little")
-        stream.seek(-8 - size, os.SEEK_END)
-        return stream.read(size)
+def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
+    """32 hex digits over the footer and the bytes of the columns that are read."""
+    size = os.fstat(descriptor).st_size
+    footer = int.from_bytes(os.pread(descriptor, 4, size - 8), "little")
+    spans = [*_spans(metadata, columns), (size - 8 - footer, footer)]
+    if sum(length for _, length in spans) > size:  # a footer that lies
+        spans = [(0, size)]
+    hashing = hashlib.blake2b(digest_size=16)
+    for start, length in spans:
+        offset, stop = max(0, start), min(size, start + length)
+        while offset < stop and (content := os.pread(descriptor, min(_READ_BYTES, stop - offset), offset)):
+            hashing.update(content)
+            offset += len(content)
+    return hashing.hexdigest()
 
 
-def _open(file: InputFile) -> pq.ParquetFile:
+def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where the chunks of some columns, or of what is inside them, lie in a file: offsets and lengths."""
+    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
+    read = [any(path == name or path.startswith(f"{name}.") for name in columns) for path in paths]
+    for group in range(metadata.num_row_groups):
+        for index in itertools.compress(range(metadata.num_columns), read):
+            chunk = metadata.row_group(group).column(index)
+            dictionary = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
+            start = min(dictionary, chunk.data_page_offset) if dictionary else chunk.data_page_offset
+            yield start, max(0, chunk.total_compressed_size)
+
+
+def _open(file: InputFile, descriptor: int) -> pq.ParquetFile:
+    """Open what a descriptor leads to, whatever the file's name leads to by now."""
+    by_descriptor = f"/proc/self/fd/{descriptor}"
     try:
         # pre_buffer would hold a whole row group; streaming its pages keeps memory independent of the file.
-        source = pa.OSFile(os.fsencode(file.path))  # bytes: a file name need not be UTF-8
+        # bytes: a file name need not be UTF-8
+        source = pa.OSFile(by_descriptor if os.path.exists(by_descriptor) else os.fsencode(file.path))
         return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
     except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
         raise _damaged(file, error) from None
@@ -173,7 +202,13 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
         file = corpus.files[unit.file]
         if cursor is None or cursor.file != file or cursor.row > unit.start:
             cursor = _Cursor(file, _columns_to_read(corpus.schema, options))
-        return _records(cursor.read(unit.start, unit.stop), file, unit, corpus.schema, options)
+        try:
+            table = cursor.read(unit.start, unit.stop)
+        except DataError:
+            cursor.check()
+            raise
+        cursor.check()
+        return _records(table, file, unit, corpus.schema, options)
 
     return read
 
@@ -187,13 +222,42 @@ class _Cursor:
 
     def __init__(self, file: InputFile, columns: list[str]) -> None:
         self.file, self.row = file, 0
-        self._opened = _open(file)
         self._columns = columns
+        self._identity = file.identity
+        try:
+            self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise changed(file, "it is gone") from None
+        weakref.finalize(self, os.close, self._descriptor)
+        self.check()
+        self._opened = _open(file, self._descriptor)
         metadata = self._opened.metadata
         sizes = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         self._firsts = list(itertools.accumulate(sizes, initial=0))[:-1]
         self._batches: Iterator[pa.RecordBatch] | None = None
         self._rest: pa.RecordBatch | None = None
+
+    def check(self) -> None:
+        """See that the opened file still is what was planned. Raises InputChangedError.
+
+        The file that was opened counts, not what its name leads to now.
+        """
+        if not self.file.identity:  # a copy of this run's own
+            return
+        identity = identity_of(os.fstat(self._descriptor))
+        if identity == self._identity:
+            return
+        try:
+            same = self._planned_digest() == self.file.digest
+        except DataError:
+            same = False
+        if not same:
+            raise changed(self.file, "its content is another one")
+        self._identity = identity
+
+    def _planned_digest(self) -> str:
+        with _open(self.file, self._descriptor) as opened:
+            return _digest(self._descriptor, opened.metadata, self._columns)
 
     def read(self, start: int, stop: int) -> pa.Table:
         """The rows [start, stop) as a table, fewer where the file ends early."""
@@ -239,8 +303,8 @@ def _records(table: pa.Table, file: InputFile, unit: Unit, schema: pa.Schema, op
     ]
     places = list(range(unit.first, unit.first + len(table)))
     if faults:
-        keep = [index for index in range(len(table)) if index not in faults]
-        table, text, places = table.take(keep), text.take(keep), [places[index] for index in keep]
+        keep = pa.array([index for index in range(len(table)) if index not in faults], pa.int64())
+        table, text, places = table.take(keep), text.take(keep), [places[index] for index in keep.to_pylist()]
     if options.text_column in schema.names:
         table = table.set_column(table.schema.get_field_index(options.text_column), options.text_column, text)
     fields = {name: _column(table, name).to_pylist() for name in options.fields}

@@ -16,12 +16,16 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Line(NamedTuple):
-    """One line: its number from 1, where it starts and stops in the file, its bytes (None: longer than allowed)."""
+    """One line: its number from 1, where it starts and stops in the file, its bytes (None: longer than allowed).
+
+    digest: of the bytes of a line that is longer than allowed.
+    """
 
     number: int
     offset: int
     stop: int
     content: bytes | None
+    digest: bytes = b""
 
 
 class BadRowError(Exception):

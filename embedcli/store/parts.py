@@ -22,6 +22,11 @@ from embedcli.store import seal
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"embedcli"
+# The mark of a table of results, which holds no vectors.
+RESULTS_KEY = b"embedcli.results"
+# A dataset directory's own file, and what stands in it before its seal.
+MANIFEST = "_embedcli.json"
+MANIFEST_MARK = b'"sha256": "'
 _SEAL_KEY = "embedcli.sha256"
 # What stands before a file's seal: its key, then Thrift's type and length of a string of 64.
 SEAL_MARK = _SEAL_KEY.encode() + b"\x18\x40"
@@ -159,6 +164,16 @@ def _write(path: Path, schema: pa.Schema, provenance: dict[str, Any], tables: It
 def with_provenance(schema: pa.Schema, provenance: dict[str, Any]) -> pa.Schema:
     """A schema whose metadata says how its vectors were made."""
     return schema.with_metadata({METADATA_KEY: json.dumps(provenance, sort_keys=True, ensure_ascii=False).encode()})
+
+
+def schema_as_bytes(schema: pa.Schema) -> bytes:
+    """A schema as Arrow IPC."""
+    return schema.serialize().to_pybytes()
+
+
+def schema_from_bytes(content: bytes) -> pa.Schema:
+    """The schema that `schema_as_bytes` wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(content))
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -11,13 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from embedcli import files
 from embedcli.errors import DataError, OutputError
 from embedcli.records import Reject
-from embedcli.store import parts, seal, staging
+from embedcli.store import ownership, parts, seal, staging
 from embedcli.store.reuse import Block, Shelf
 
-# What stands before the seal of a directory's manifest.
-MANIFEST_MARK = b'"sha256": "'
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -31,7 +30,8 @@ def publish_file(
     rows = parts.write(whole, schema, provenance, (shelf.table(block) for block in blocks))
     if rows != sum(block.rows for block in blocks):
         raise DataError(f"{stage.path}: {rows} rows were joined of {sum(block.rows for block in blocks)}")
-    staging.move(whole, stage.output)
+    ownership.check_vectors(stage.output)  # once more: hours may have passed
+    files.rename(whole, stage.output)
 
 
 def publish_directory(
@@ -50,13 +50,14 @@ def publish_directory(
         if found.name not in wanted:
             found.unlink()
     manifest = {**provenance, "parts": [{"file": name, "rows": rows} for name, rows in wanted.items()]}
-    content = seal.sealed(staging.as_json({**manifest, "sha256": seal.EMPTY}), MANIFEST_MARK)
-    staging.write_durably(stage.unfinished(), stage.parts / staging.MANIFEST, content)
+    content = seal.sealed(staging.as_json({**manifest, "sha256": seal.EMPTY}), parts.MANIFEST_MARK)
+    staging.write_durably(stage.unfinished(), stage.parts / parts.MANIFEST, content)
+    ownership.check_vectors(stage.output)  # once more: hours may have passed
     if stage.output.exists():
         _exchange(stage.parts, stage.output)
     else:
         os.rename(stage.parts, stage.output)
-    staging.sync(stage.output.parent)
+    files.sync(stage.output.parent)
 
 
 def _exchange(one: Path, other: Path) -> None:
@@ -76,9 +77,9 @@ def _exchange(one: Path, other: Path) -> None:
 def manifest_of(directory: Path) -> dict[str, Any]:
     """What a dataset directory says of its making. Raises DataError where it is none of ours."""
     try:
-        found = json.loads((directory / staging.MANIFEST).read_bytes())
+        found = json.loads((directory / parts.MANIFEST).read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(f"{directory}: no readable {staging.MANIFEST}: {error}") from None
+        raise DataError(f"{directory}: no readable {parts.MANIFEST}: {error}") from None
     return parts.checked(found)
 
 
@@ -87,29 +88,30 @@ def keep(source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
-        staging.sync(target.parent)
+        files.sync(target.parent)
     except OSError:
         unfinished = target.with_suffix(".tmp")
         shutil.copyfile(source, unfinished)
         with open(unfinished, "rb") as stream:
             os.fsync(stream.fileno())
-        staging.move(unfinished, target)
+        files.rename(unfinished, target)
 
 
 def write_rejects(rejects: Sequence[Reject], target: Path) -> None:
     """Put rejected rows under a name, as JSON lines; without any, an older run's file is removed."""
+    path = str(target)
     if not rejects:
-        target.unlink(missing_ok=True)
+        if not files.is_stream(path) and ownership.are_rejects(path):
+            target.unlink()
         return
-    # In the target's own folder: it may be on another file system than the output, where a rename doesn't reach.
-    unfinished = target.with_name(f".{target.name}.tmp")
-    unfinished.unlink(missing_ok=True)
+    ownership.check_replaceable(path, "--rejects", ownership.are_rejects)
     lines = (json.dumps({k: v for k, v in _as_dict(one).items() if v not in (None, "")}) for one in rejects)
-    staging.write_durably(unfinished, target, "".join(f"{line}\n" for line in lines).encode())
+    files.write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _as_dict(reject: Reject) -> dict[str, Any]:
     return {
+        ownership.KIND: ownership.REJECT,
         "file": reject.file,
         reject.place: reject.number,
         "offset": reject.offset,

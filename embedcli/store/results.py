@@ -1,7 +1,7 @@
 """Small tables of results: Parquet or JSON, by the file's name."""
 
+import io
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedcli import files
 from embedcli.errors import DataError, UsageError, from_os_error
-from embedcli.store import staging
+from embedcli.store import ownership, parts
 
 
 def check_name(path: str) -> None:
@@ -22,22 +23,20 @@ def check_name(path: str) -> None:
 def check_place(path: str) -> None:
     """See that results can be written there. Raises UsageError, OutputError, AccessError."""
     check_name(path)
-    staging.check_folder(Path(path))
+    ownership.check_replaceable(path, "--per-query", ownership.are_results)
 
 
 def write(path: str, columns: Mapping[str, Sequence[Any]]) -> None:
     """Write columns under a name, all at once. Raises UsageError, StorageError."""
     check_name(path)
-    unfinished = Path(path).with_name(f".{Path(path).name}.tmp")
-    table = pa.table(dict(columns))
-    try:
-        if Path(path).suffix == ".parquet":
-            pq.write_table(table, unfinished)
-        else:
-            unfinished.write_text(json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise from_os_error(error, path) from None
+    table = pa.table(dict(columns)).replace_schema_metadata({parts.RESULTS_KEY: b""})
+    if Path(path).suffix == ".parquet":
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer)
+        content = buffer.getvalue()
+    else:
+        content = (json.dumps(table.to_pylist(), indent=1, ensure_ascii=False) + "\n").encode()
+    files.write_atomically(path, content)
 
 
 def read(path: str) -> dict[str, list[Any]]:

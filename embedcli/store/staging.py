@@ -1,6 +1,7 @@
 """The staging directory beside an output: its lock, the finished parts it keeps, and what only one run needs.
 
     .<output name>.embedcli/
+        embedcli-staging   the marker: embedcli made this directory
         signature      the input that the parts belong to
         output/        durable parts: a dataset directory once it is renamed
         rejected/      per unit, the rows that the model gave no vector for
@@ -18,15 +19,20 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from embedcli.errors import AccessError, EmbedcliError, LockedError, OutputError, from_os_error
+from embedcli.files import rename, sync
 from embedcli.store import parts
 
-MANIFEST = "_embedcli.json"
+# The file that makes a directory ours to write in and to remove.
+MARKER = "embedcli-staging"
+_OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_OPEN_DIRECTORY = _OPEN_FOLDER | os.O_NOFOLLOW
 _KEPT = ("output", "rejected", "earlier", "attempts")
 
 
@@ -34,6 +40,7 @@ _KEPT = ("output", "rejected", "earlier", "attempts")
 class Staging:
     """An open staging directory. `output` is None where the vectors go to a stream.
 
+    `path` leads to it by its descriptor, `name` is what people call it, `handle` the descriptor that workers inherit.
     `token` is that of the run; `version` stands for the output that it makes, and is the same in equal runs.
     """
 
@@ -41,6 +48,8 @@ class Staging:
     output: Path | None
     token: str
     version: str = ""
+    name: Path = Path()
+    handle: int = -1
 
     @property
     def run(self) -> Path:
@@ -90,6 +99,11 @@ class Staging:
         except FileNotFoundError:
             return False
 
+    def forget_parts(self, folders: Sequence[str] = _KEPT) -> None:
+        """Throw away what is kept for the next run."""
+        for folder in folders:
+            _clear(self.path / folder)
+
     def adopt(self, signature: str) -> None:
         """Say which input the parts belong to from now on; parts of another one are set aside for lookups."""
         if self.belongs_to(signature):
@@ -102,56 +116,14 @@ class Staging:
         write_durably(self.unfinished(), self.path / "signature", signature.encode())
 
 
-def check_output(output: Path, inputs: Sequence[str], directory: bool = False) -> None:
-    """Refuse early what can't be published: an input's own name, a file or folder that is not ours.
-
-    Raises OutputError, AccessError; takes no time and needs no model.
-    """
-    if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
-        raise AccessError(f"{output}: its folder can't be written")
-    if directory and output.exists() and not output.is_dir():
-        raise OutputError(f"{output}: is a file, and a directory was asked for", "remove it, or choose another name")
-    suffixes = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".arrow", ".feather", ".txt")
-    if not directory and output.suffix.lower() in suffixes:
-        raise OutputError(f"{output}: files are written as Parquet", f"-o - --format jsonl > {output.name}")
-    if not output.exists():
-        return
-    if any(_holds(output, name) for name in inputs if os.path.exists(name)):
-        raise OutputError(f"{output}: is or holds one of the inputs", "choose another name with -o")
-    if not is_ours(output):
-        raise OutputError(
-            f"{output}: exists and was not written by embedcli", "remove it, or choose another name with -o"
-        )
-
-
-def _holds(output: Path, name: str) -> bool:
-    return os.path.samefile(name, output) or (output.is_dir() and output.resolve() in Path(name).resolve().parents)
-
-
-def check_folder(path: Path) -> None:
-    """Refuse a file whose folder isn't there or can't be written. Raises OutputError, AccessError."""
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: no such folder", "create it first")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory", "name a file")
-    if not os.access(path.parent, os.W_OK):
-        raise AccessError(f"{path}: its folder can't be written")
-
-
-def is_ours(path: Path) -> bool:
-    """Did embedcli write this file or directory? An empty directory may be taken, too."""
-    if path.is_dir():
-        return (path / MANIFEST).is_file() or not any(path.iterdir())
-    try:
-        with parts.open_file(path) as file:
-            return parts.METADATA_KEY in (file.schema_arrow.metadata or {})
-    except Exception:
-        return False
-
-
 def place_of(output: Path) -> Path:
     """The staging directory of an output."""
     return output.parent / f".{output.name}.embedcli"
+
+
+def is_marked(path: Path) -> bool:
+    """Does a folder carry the mark of our staging directories?"""
+    return (path / MARKER).is_file()
 
 
 @contextlib.contextmanager
@@ -159,20 +131,25 @@ def open_staging(output: Path, token: str, fresh: bool = False, keep: bool = Fal
     """Lock an output's staging directory, made if need be; `fresh` throws away what an interrupted run left.
 
     It is removed when the block ends, unless the block raises, or `keep` is asked for, and finished parts are in it.
-    Raises LockedError where another run holds it, OutputError or AccessError where it can't be created.
+    Raises LockedError where another run holds it, OutputError or AccessError where it can't be created or isn't ours.
     """
-    path = place_of(output)
-    lock = _lock(path, output)
-    stage = Staging(path, output, token)
+    name = place_of(output)
+    lock = _lock(name, output)
     try:
-        try:
-            _prepare(stage, fresh)
-            yield stage
-        except BaseException:
-            keep = True
-            raise
-        finally:
-            shutil.rmtree(stage.run if keep and stage.is_worth_keeping else path, ignore_errors=True)
+        with _held(name, lock) as (path, handle):
+            stage = Staging(path, output, token, name=name, handle=handle)
+            try:
+                _prepare(stage, fresh)
+                yield stage
+            except BaseException:
+                keep = True
+                raise
+            finally:
+                if keep and stage.is_worth_keeping:
+                    shutil.rmtree(stage.run, ignore_errors=True)
+                else:
+                    with contextlib.suppress(OSError):
+                        _remove_all(path, name)
     finally:
         os.close(lock)
 
@@ -180,17 +157,70 @@ def open_staging(output: Path, token: str, fresh: bool = False, keep: bool = Fal
 @contextlib.contextmanager
 def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
     """A staging directory for a stream: nothing outlives the run."""
-    stage = Staging(directory, None, token)
-    _prepare(stage, fresh=True)
+    descriptor = os.open(directory, _OPEN_DIRECTORY)
     try:
-        yield stage
+        with _held(directory, descriptor) as (path, handle):
+            stage = Staging(path, None, token, name=directory, handle=handle)
+            try:
+                _prepare(stage, fresh=True)
+                yield stage
+            finally:
+                with contextlib.suppress(OSError):
+                    _remove_all(path, directory)
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def open_joined(output: Path, token: str) -> Iterator[Staging | None]:
+    """The staging directory that another process of the same run holds; None while that has not prepared it.
+
+    Raises AccessError where another user made it.
+    """
+    name = place_of(output)
+    try:
+        descriptor = os.open(name, _OPEN_DIRECTORY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        with _held(name, descriptor) as (path, handle):
+            stage = Staging(path, output, token, name=name, handle=handle)
+            if not stage.run.is_dir():
+                yield None
+                return
+            with contextlib.suppress(FileNotFoundError):  # rank 0 is through, and removes it
+                _check_trust(descriptor, stage.unfinished(), name)
+            yield stage
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _held(name: Path, descriptor: int) -> Iterator[tuple[Path, int]]:
+    """Give a path that leads to an opened directory whatever its name leads to, and a descriptor for workers.
+
+    Whoever may rename in the folder could put another directory under the name while a run goes on. The descriptor
+    that workers inherit isn't the one that holds the lock: the lock must end with this process.
+    """
+    by_descriptor = Path(f"/proc/self/fd/{descriptor}")
+    handle = os.open(by_descriptor if by_descriptor.exists() else name, _OPEN_FOLDER)
+    path = path_of(handle)
+    try:
+        yield (path if path.exists() else name), handle
+    finally:
+        os.close(handle)
+
+
+def path_of(handle: int) -> Path:
+    """The path that leads to an open directory."""
+    return Path(f"/proc/self/fd/{handle}")
 
 
 def _prepare(stage: Staging, fresh: bool) -> None:
+    kept = (MARKER,) if fresh else (MARKER, "signature", *_KEPT)
     for name in os.listdir(stage.path):
-        if fresh or name not in (*_KEPT, "signature"):  # what a run that was killed left
+        if name not in kept:  # what a run that was killed left
             _remove(stage.path / name)
     for name in (*_KEPT, stage.run.name):
         (stage.path / name).mkdir(mode=0o777 if name == "output" else 0o700, exist_ok=True)
@@ -198,7 +228,7 @@ def _prepare(stage: Staging, fresh: bool) -> None:
 
 
 def _lock(path: Path, output: Path) -> int:
-    """Lock the directory, made if need be; gives the descriptor that holds the lock.
+    """Lock the directory, made and marked if need be; gives the descriptor that holds the lock.
 
     The lock is the kernel's: it ends with the process, however that ends, and isn't inherited.
     """
@@ -206,14 +236,14 @@ def _lock(path: Path, output: Path) -> int:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lock = os.open(path, _OPEN_DIRECTORY)
         except OSError as error:
             raise _cannot_create(path, error) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_uid != os.geteuid():
-                raise AccessError(f"{path}: belongs to another user", "remove it, or choose another name with -o")
             if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
+                with _held(path, lock) as (held, _):
+                    _check_marker(lock, held, path)
                 return lock
         except BlockingIOError:
             os.close(lock)
@@ -222,6 +252,50 @@ def _lock(path: Path, output: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)  # its holder removed the directory between our opening and locking it
+
+
+def _check_marker(descriptor: int, path: Path, name: Path) -> None:
+    """See that embedcli made the directory for this user; an empty one is marked.
+
+    Raises AccessError where it is another user's, OutputError where somebody's files are in it.
+    """
+    try:
+        names = sorted(os.listdir(path))
+    except PermissionError:
+        raise _foreign(name) from None
+    if MARKER in names:
+        _check_trust(descriptor, path / f"probe-{secrets.token_hex(8)}", name)
+    elif names:
+        raise OutputError(
+            f"{name}: was not made by embedcli: it holds {', '.join(names[:10])}",
+            "move it away, or choose another name with -o",
+        )
+    else:
+        _check_trust(descriptor, path / MARKER, name, keep=True)
+
+
+def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -> None:
+    """See that this user made the directory, and that nobody else can write in it. Raises AccessError.
+
+    The owner of a file that is made there now is compared, not the process's user: over NFS they may differ.
+    """
+    try:
+        made = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        raise _foreign(name) from None
+    owner = os.fstat(made).st_uid
+    os.close(made)
+    status = os.fstat(descriptor)
+    if not keep or owner != status.st_uid:
+        os.unlink(probe)
+    if owner != status.st_uid:
+        raise _foreign(name)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise AccessError(f"{name}: other users can write in it", "remove it, or choose another name with -o")
+
+
+def _foreign(name: Path) -> AccessError:
+    return AccessError(f"{name}: belongs to another user", "remove it, or choose another name with -o")
 
 
 def _cannot_create(path: Path, error: OSError) -> EmbedcliError:
@@ -235,16 +309,28 @@ def _cannot_create(path: Path, error: OSError) -> EmbedcliError:
 def remove_leftovers(path: Path) -> tuple[int, int]:
     """Remove a staging directory that no run holds; gives the finished parts and the bytes that were in it.
 
-    Raises LockedError where a run holds it, AccessError where it belongs to another user.
+    Raises LockedError where a run holds it, AccessError where it belongs to another user, OutputError where embedcli
+    did not make it.
     """
     lock = _lock(path, path)
     try:
-        finished = Staging(path, None, "").finished
-        size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-        shutil.rmtree(path)
+        with _held(path, lock) as (held, handle):
+            finished = Staging(held, None, "", handle=handle).finished
+            size = sum(file.lstat().st_size for file in held.rglob("*") if not file.is_dir())
+            _remove_all(held, path)
     finally:
         os.close(lock)
     return finished, size
+
+
+def _remove_all(path: Path, name: Path) -> None:
+    """Remove what is in a directory that is held as `path`, the marker last, and its name if that is empty then.
+
+    Removing all by name could meet a folder that somebody else put there.
+    """
+    for entry in sorted(os.listdir(path), key=MARKER.__eq__):
+        _remove(path / entry)
+    os.rmdir(name)
 
 
 def _clear(path: Path) -> None:
@@ -256,25 +342,20 @@ def _remove(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def name_full_disk(error: BaseException, path: Path) -> None:
-    """Where a full disk isn't named, since a write to an open file met it, it is that of the run's own directory."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-        error.filename = str(path)
+def name_places(error: BaseException, stage: Staging) -> None:
+    """Say in an error's message what people call the staging directory, and where a full disk is.
 
-
-def sync(path: Path) -> None:
-    """Make a directory's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def move(source: Path, target: Path) -> None:
-    """Rename a file whose content is durable, durably."""
-    os.rename(source, target)
-    sync(target.parent)
+    A write to an open file that meets a full disk doesn't say where: it is that of the run's own directory.
+    """
+    held, name = str(stage.path), str(stage.name)
+    if isinstance(error, EmbedcliError):
+        error.message = error.message.replace(held, name)
+    if not isinstance(error, OSError):
+        return
+    if error.filename is not None:
+        error.filename = os.fsdecode(error.filename).replace(held, name)
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error.filename = name
 
 
 def write_durably(unfinished: Path, target: Path, content: bytes) -> None:
@@ -283,7 +364,7 @@ def write_durably(unfinished: Path, target: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    move(unfinished, target)
+    rename(unfinished, target)
 
 
 def write_json(unfinished: Path, target: Path, value: Any) -> None:

@@ -1,0 +1,146 @@
+"""Files that people name for results: may they be written, and written whole or not at all.
+
+A regular file is replaced by a rename, so that its name always leads to a whole one. A pipe, a device or a descriptor
+(`/dev/stderr`, `>(command)`) is written to as it is.
+"""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from embedcli.errors import AccessError, EmbedcliError, OutputError, from_os_error
+
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
+_STANDARD = {"-": 1, "/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
+# Beside the name of a file stands its unfinished version, for which the name gets longer.
+_LONGEST_NAME = 255 - len("..embedcli-tmp")
+
+
+def descriptor_of(path: str) -> int | None:
+    """Return the number of the open descriptor that a path such as `/dev/stderr` means, or None."""
+    if match := _DESCRIPTOR.fullmatch(path):
+        return int(match.group(1))
+    return _STANDARD.get(path)
+
+
+def is_stream(path: str) -> bool:
+    """Tell whether a path is written to as it is: a descriptor, a pipe, a socket or a device."""
+    if descriptor_of(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def are_same(path: str, other: str) -> bool:
+    """Tell whether two names lead to one file, also where it isn't there yet."""
+    descriptor = descriptor_of(path)
+    if descriptor is not None or descriptor_of(other) is not None:
+        return descriptor == descriptor_of(other)
+    if os.path.realpath(path) == os.path.realpath(other):
+        return True
+    with contextlib.suppress(OSError):
+        return os.path.samefile(path, other)
+    return False
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Tell whether a path lies inside a folder, at any depth. Neither needs to exist."""
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(path)).parents
+
+
+def is_empty(path: str) -> bool:
+    """Tell whether a path is a regular file without content, as `mktemp` makes it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == 0
+
+
+def check_folder(path: str) -> None:
+    """Refuse a file whose folder can't take it. Raises OutputError, AccessError."""
+    if is_stream(path):
+        return
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: no such folder", "create it first")
+    if target.is_dir():
+        raise OutputError(f"{path}: is a directory", "name a file")
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise OutputError(f"{path}: the file name is too long", f"at most {_LONGEST_NAME} bytes")
+    if not os.access(target.parent, os.W_OK):
+        raise AccessError(f"{path}: its folder can't be written")
+
+
+def check_distinct(path: str, option: str, others: Sequence[tuple[str, str]]) -> None:
+    """Refuse a file that another option names, too. `others` are (what it is, path). Raises OutputError."""
+    for what, other in others:
+        if are_same(path, other):
+            raise OutputError(f"{option} {path}: is {what}", f"choose another name for {option}")
+
+
+def write_atomically(path: str, content: bytes) -> None:
+    """Replace a file by new content, durably: its name leads to the old or to the new one. Streams are written to.
+
+    Raises StorageError, AccessError, InputMissingError with the file's name.
+    """
+    try:
+        if is_stream(path):
+            _write_to_stream(path, content)
+        else:
+            _replace(Path(path), content)
+    except OSError as error:
+        raise _named(error, path) from None
+
+
+def _named(error: OSError, path: str) -> EmbedcliError:
+    error.filename = path  # not the unfinished file's
+    return from_os_error(error)
+
+
+def _write_to_stream(path: str, content: bytes) -> None:
+    number = descriptor_of(path)
+    # Opening /dev/stderr anew would fail for a socket, and start at offset 0 of a redirected file.
+    stream = os.dup(number) if number is not None else os.open(path, os.O_WRONLY | os.O_APPEND)
+    with open(stream, "wb") as opened:
+        opened.write(content)
+
+
+def _replace(target: Path, content: bytes) -> None:
+    unfinished = unfinished_of(target)
+    with open(unfinished, "xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    rename(unfinished, target)
+
+
+def unfinished_of(target: Path) -> Path:
+    """Return the name that a file has while it is written, in the same folder; what a killed run left there is removed.
+
+    Open it exclusively: anybody who may write in the folder could put a link there.
+    """
+    unfinished = target.with_name(f".{target.name}.embedcli-tmp")
+    unfinished.unlink(missing_ok=True)
+    return unfinished
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file whose content is durable, durably."""
+    os.rename(source, target)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a directory's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

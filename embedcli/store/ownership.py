@@ -1,0 +1,144 @@
+"""What embedcli may replace: files that it wrote itself, by the mark that each kind carries, and empty ones.
+
+vectors          the key `embedcli` in the Parquet metadata
+dataset folder   a whole, sealed manifest, and nothing beside the parts that it names
+report           "kind": "embedcli report"
+rejects          "kind": "embedcli reject" in the first line
+results          the key `embedcli.results`, or JSON rows with our columns
+picture          the name of the program among its properties
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from embedcli import files
+from embedcli.errors import DataError, OutputError
+from embedcli.store import parts, seal
+
+KIND = "kind"
+REPORT = "embedcli report"
+REJECT = "embedcli reject"
+# A report and a line of rejects are far smaller than this; nothing larger is read to find out.
+_MOST_BYTES = 2**24
+_PART_NAME = re.compile(r"part-\d{6,}-[0-9a-f]+\.parquet")
+_NAMED_AT_MOST = 10
+
+
+def check_replaceable(path: str, option: str, is_ours: Callable[[str], bool]) -> None:
+    """Refuse a file that can't be written, or that embedcli did not write. Streams are never replaced.
+
+    Raises OutputError, AccessError.
+    """
+    files.check_folder(path)
+    if files.is_stream(path) or not Path(path).exists() or files.is_empty(path) or is_ours(path):
+        return
+    raise OutputError(f"{option} {path}: exists and was not written by embedcli", "remove it, or choose another name")
+
+
+def check_vectors(path: Path) -> None:
+    """Refuse to put vectors in the place of a file or folder that embedcli did not write. Raises OutputError."""
+    if path.is_dir():
+        _check_directory(path)
+    elif files.is_stream(str(path)):
+        raise OutputError(f"{path}: is a pipe or a device, and Parquet needs a file", "-o - writes to standard output")
+    elif path.exists() and not files.is_empty(str(path)) and not is_vector_file(str(path)):
+        raise OutputError(
+            f"{path}: exists and was not written by embedcli", "remove it, or choose another name with -o"
+        )
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a folder that holds anything which its own manifest doesn't name."""
+    names = sorted(entry.name for entry in path.iterdir())
+    foreign = sorted(set(names) - named_by_manifest(path))
+    if not foreign:
+        return
+    listed = ", ".join(foreign[:_NAMED_AT_MOST]) + _more(len(foreign) - _NAMED_AT_MOST)
+    raise OutputError(
+        f"{path}: holds files that embedcli did not write there: {listed}",
+        "move them away, or choose another name with -o",
+    )
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
+
+
+def named_by_manifest(directory: Path) -> set[str]:
+    """Return the names in a dataset folder that its manifest accounts for; none where the manifest isn't whole."""
+    manifest = directory / parts.MANIFEST
+    try:
+        if not manifest.is_file() or seal.is_whole(manifest, parts.MANIFEST_MARK) is not True:
+            return set()
+        listed = [part["file"] for part in json.loads(manifest.read_bytes())["parts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {parts.MANIFEST, *(name for name in listed if isinstance(name, str) and _PART_NAME.fullmatch(name))}
+
+
+def is_dataset(path: Path) -> bool:
+    """Tell whether a folder is one of our outputs."""
+    return parts.MANIFEST in named_by_manifest(path)
+
+
+def is_vector_file(path: str) -> bool:
+    """Tell whether a file is Parquet that carries our provenance, of whatever format version."""
+    return _has_key(path, parts.METADATA_KEY)
+
+
+def is_report(path: str) -> bool:
+    """Tell whether a file is a report of a run."""
+    return _kind_of(_head(path)) == REPORT
+
+
+def are_rejects(path: str) -> bool:
+    """Tell whether a file holds rejected rows."""
+    return _kind_of(_head(path).split(b"\n", 1)[0]) == REJECT
+
+
+def are_results(path: str) -> bool:
+    """Tell whether a file is a table of results."""
+    if _has_key(path, parts.RESULTS_KEY):
+        return True
+    rows = _json(_head(path))
+    return isinstance(rows, list) and bool(rows) and _has_columns(rows[0], ("query_id", "query", "best"))
+
+
+def is_picture(path: str) -> bool:
+    """Tell whether a file is a picture that we drew."""
+    return parts.METADATA_KEY in _head(path)
+
+
+def _has_key(path: str, key: bytes) -> bool:
+    try:
+        with parts.open_file(path) as file:
+            return key in (file.schema_arrow.metadata or {})
+    except (DataError, OSError):
+        return False
+
+
+def _head(path: str) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(_MOST_BYTES)
+    except OSError:
+        return b""
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _kind_of(content: bytes) -> Any:
+    value = _json(content)
+    return value.get(KIND) if isinstance(value, dict) else None
+
+
+def _has_columns(row: Any, names: Sequence[str]) -> bool:
+    return isinstance(row, dict) and all(name in row for name in names)
