@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import embedcli
-from embedcli import console, interruptions
+from embedcli import console, signals
 from embedcli.commands import VERBS, Verb
 from embedcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERNAL, EmbedcliError, Interrupted, from_os_error
 
@@ -24,7 +24,6 @@ app = typer.Typer(
     help="Text columns into normalized vectors, with the template that the model was trained with.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
@@ -53,7 +52,7 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
 
     @functools.wraps(verb)
     def run(*args: object, **options: object) -> NoReturn:
-        interruptions.watch()
+        signals.watch()
         try:
             code = verb(*args, **options)
         except (Exception, Interrupted) as error:

@@ -4,14 +4,17 @@ A regular file is replaced by a rename, so that its name always leads to a whole
 (`/dev/stderr`, `>(command)`) is written to as it is.
 """
 
-import contextlib
 import os
 import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from embedcli.errors import AccessError, EmbedcliError, OutputError, from_os_error
+from embedcli.errors import AccessError, DataError, EmbedcliError, OutputError, from_os_error
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/(\d+)")
 _STANDARD = {"-": 1, "/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -38,15 +41,25 @@ def is_stream(path: str) -> bool:
 
 
 def are_same(path: str, other: str) -> bool:
-    """Tell whether two names lead to one file, also where it isn't there yet."""
-    descriptor = descriptor_of(path)
-    if descriptor is not None or descriptor_of(other) is not None:
-        return descriptor == descriptor_of(other)
-    if os.path.realpath(path) == os.path.realpath(other):
+    """Tell whether two names lead to one file, also where it isn't there yet, or one stream.
+
+    Standard input may be a redirected file, so that a descriptor and a name can be the same.
+    """
+    descriptors = descriptor_of(path), descriptor_of(other)
+    if None not in descriptors and descriptors[0] == descriptors[1]:
         return True
-    with contextlib.suppress(OSError):
-        return os.path.samefile(path, other)
-    return False
+    status, other_status = _status(path), _status(other)
+    if status is not None and other_status is not None:
+        return stat.S_ISREG(status.st_mode) and os.path.samestat(status, other_status)
+    return descriptors == (None, None) and os.path.realpath(path) == os.path.realpath(other)
+
+
+def _status(path: str) -> os.stat_result | None:
+    descriptor = descriptor_of(path)
+    try:
+        return os.stat(path) if descriptor is None else os.fstat(descriptor)
+    except (OSError, OverflowError):
+        return None
 
 
 def is_inside(path: str, folder: str) -> bool:
@@ -65,6 +78,8 @@ def is_empty(path: str) -> bool:
 
 def check_folder(path: str) -> None:
     """Refuse a file whose folder can't take it. Raises OutputError, AccessError."""
+    if descriptor_of(path) is not None and _status(path) is None:
+        raise OutputError(f"{path}: is not open")
     if is_stream(path):
         return
     target = Path(path)
@@ -72,6 +87,8 @@ def check_folder(path: str) -> None:
         raise OutputError(f"{path}: no such folder", "create it first")
     if target.is_dir():
         raise OutputError(f"{path}: is a directory", "name a file")
+    if _unfinished_name(target).is_dir():
+        raise OutputError(f"{_unfinished_name(target)}: is in the way", "remove it, or choose another name")
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
         raise OutputError(f"{path}: the file name is too long", f"at most {_LONGEST_NAME} bytes")
     if not os.access(target.parent, os.W_OK):
@@ -126,9 +143,13 @@ def unfinished_of(target: Path) -> Path:
 
     Open it exclusively: anybody who may write in the folder could put a link there.
     """
-    unfinished = target.with_name(f".{target.name}.embedcli-tmp")
+    unfinished = _unfinished_name(target)
     unfinished.unlink(missing_ok=True)
     return unfinished
+
+
+def _unfinished_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.embedcli-tmp")
 
 
 def rename(source: Path, target: Path) -> None:
@@ -144,3 +165,29 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_parquet(path: Path | str, name: str | None = None) -> "pq.ParquetFile":
+    """Open a Parquet file with checksums verified as pages are read; `name` is what people call it.
+
+    Pages are streamed, so that memory doesn't depend on the size of a row group. Raises DataError where it is no
+    Parquet file, encrypted or damaged; OSError as the system gives it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        source = pa.OSFile(os.fsencode(path))  # bytes: a file name need not be UTF-8
+        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
+    except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise unreadable_parquet(name or str(path), error) from None
+
+
+def unreadable_parquet(name: str, error: Exception) -> DataError:
+    """Return the error for a Parquet file that can't be read."""
+    message = " ".join(str(error).split())
+    if "ncrypt" in message or "rypto" in message:
+        return DataError(f"{name}: the Parquet file is encrypted", "decrypt it first")
+    return DataError(f"{name}: not a readable Parquet file: {message}", "the file is damaged or cut off")

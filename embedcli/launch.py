@@ -65,9 +65,9 @@ def join(options: RunOptions) -> World:
     return world
 
 
-def devices(options: RunOptions, is_hash: bool, world: World) -> list[str]:
+def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
     """The device of each process that should work here. Imports torch where a CUDA device may be meant."""
-    if is_hash or options.device == "cpu":
+    if not needs_torch or options.device == "cpu":
         return ["cpu"] * (options.num_processes or 1)
     import torch
 
@@ -91,7 +91,7 @@ def start(
     It inherits the descriptor `handle`, and reads its errand from standard input: all users can see a command line.
     Command and environment are accelerate's, except for the pseudo-model, which is to load no torch.
     """
-    command = [sys.executable, "-m", "embedcli.worker"]
+    command = [sys.executable, "-m", "embedcli.run.worker"]
     environment = dict(os.environ)
     if needs_torch:
         command, environment = _accelerated(device, max(1, _cores() // processes))
@@ -117,7 +117,7 @@ def _accelerated(device: str, threads: int) -> tuple[list[str], dict[str, str]]:
 
     where = ["--cpu"] if device == "cpu" else ["--gpu_ids", _visible(int(device.partition(":")[2] or 0))]
     plain = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    options = [*where, *plain, "--num_cpu_threads_per_process", str(threads), "-m", "embedcli.worker"]
+    options = [*where, *plain, "--num_cpu_threads_per_process", str(threads), "-m", "embedcli.run.worker"]
     wanted = launch_command_parser().parse_args(options)
     wanted.use_cpu = device == "cpu"  # its own check of the options would set it
     command, environment = prepare_simple_launcher_cmd_env(wanted)

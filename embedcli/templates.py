@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from embedcli.errors import ConfigurationError, RowFault
+from embedcli.recipe import BY_OPTION, TemplateSource
 from embedcli.records import Rendered
 
 _FIELD = re.compile(r"\{([^{}|]+)(?:\|([^{}]*))?\}")
@@ -24,7 +25,7 @@ class Template:
 
     pieces: tuple[str | Field, ...]
     role: str
-    origin: str
+    source: TemplateSource
 
     @property
     def string(self) -> str:
@@ -52,8 +53,8 @@ def _written(piece: Field) -> str:
     return f"{{{piece.name}}}" if piece.default is None else f"{{{piece.name}|{piece.default}}}"
 
 
-def parse(string: str, role: str, origin: str, task: str | None = None) -> Template:
-    """Cut a template string into its pieces and fill in the task.
+def parse(string: str, role: str, where: str, source: TemplateSource = BY_OPTION, task: str | None = None) -> Template:
+    """Cut a template string into its pieces and fill in the task. `where` is what messages call it.
 
     Raises ConfigurationError where `{text}` is not there exactly once, or `{task}` has nothing to fill it.
     """
@@ -73,17 +74,17 @@ def parse(string: str, role: str, origin: str, task: str | None = None) -> Templ
         if name == "task":
             filled = task if task is not None else default
             if filled is None:
-                raise ConfigurationError(f"{origin}: the template {string!r} needs a task", "pass --task '...'")
+                raise ConfigurationError(f"{where}: the template {string!r} needs a task", "pass --task '...'")
             add(filled)
         else:
             pieces.append(Field(name, default))
     add(string[end:])
     if [piece for piece in pieces if isinstance(piece, Field) and piece.name == "text"] != [Field("text", None)]:
         raise ConfigurationError(
-            f"{origin}: the template {string!r} must hold {{text}} exactly once",
+            f"{where}: the template {string!r} must hold {{text}} exactly once",
             "for example --template 'query: {text}'",
         )
-    return Template(tuple(pieces), role, origin)
+    return Template(tuple(pieces), role, source)
 
 
 def render(

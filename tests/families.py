@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from embedcli import encoder, registry, templates
+from embedcli import encoder, templates
 from embedcli.config import RunOptions
-from embedcli.encoder import checkpoint, model_files
+from embedcli.models import families, hub
+from embedcli.models.request import ModelRequest
+from embedcli.models.spec import read_spec
 from tests import tiny
 
 TANH, IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
@@ -311,18 +313,18 @@ def ours(name: str, path: Path, texts: Sequence[str], dim: int | None = None, **
     """Encode with the family's template and facts; `changes` replace facts, to see that they matter."""
     from dataclasses import replace
 
-    case, family = CASES[name], registry.find_family([], name)
+    case, family = CASES[name], families.find_family([], name)
     assert family is not None
-    files = model_files.find(str(path))
-    template = registry.choose(files.id, case.role, case.task, name, family)
+    files = hub.find(str(path))
+    template = families.choose_template(files.id, case.role, case.task, name, family)
     facts = replace(family.facts, **changes)
     adapter = family.adapters.get(case.role)
-    found = checkpoint.read(files, facts, checkpoint.Wishes(max_length=tiny.LENGTH, dim=dim), adapter)
+    found = read_spec(files, facts, ModelRequest(max_length=tiny.LENGTH, dim=dim), adapter)
     model: Any = encoder.load(found, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
     ids = model.prepare(rendered).as_lists()[4]
     encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
-    return Ours(encoded, template, ids[0], ids[-1], model._modules.packing)
+    return Ours(encoded, template, ids[0], ids[-1], model._model.packing)
 
 
 def texts_of(case: Case) -> list[str]:
@@ -366,7 +368,7 @@ HEAD = [
 ]
 
 
-def known_columns(family: registry.Family) -> list[str]:
+def known_columns(family: families.Family) -> list[str]:
     """What a row of the README's table says without running anything."""
     shown = {role: _code(string) for role, string in family.roles.items()}
     others = ", ".join(role for role in family.roles if role not in ("query", "passage"))
@@ -394,7 +396,7 @@ def table() -> str:
     """The README's table of families, with the parity of those that have a tiny model."""
     rows = [row(HEAD), row(["---"] * len(HEAD))]
     with tempfile.TemporaryDirectory() as folder:
-        for family in registry.families():
+        for family in families.families():
             figures = ["", "", ""]
             if family.name in CASES:
                 cosine, difference, found = parity(family.name, CASES[family.name].build(Path(folder) / family.name))

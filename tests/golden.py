@@ -83,7 +83,10 @@ def digest_of(table: pa.Table) -> str:
 
 def run(place: Path, source: str, output: str, options: list[str]) -> bytes:
     command = [sys.executable, "-m", "embedcli", "encode", source, "--role", "passage", "-q", "-o", output, *options]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()]))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])),
+    }
     with open(place / "c.jsonl", "rb") as stdin:
         done = subprocess.run(command, cwd=place, env=environment, stdin=stdin, capture_output=True, check=False)
     if done.returncode not in (0, 3):
@@ -114,7 +117,10 @@ def main() -> None:
             if output != "-":  # an update of a changed corpus
                 lines = (Path(folder) / "c.jsonl").read_text().splitlines(keepends=True)
                 (Path(folder) / "c.jsonl").write_text("".join([*lines[2_500:], *lines[:2_000], NEW_ROW]))
-                print(f"{'  and updated':28} {result_of(Path(folder), source, output, [*options, '--update'])}", flush=True)
+                print(
+                    f"{'  and updated':28} {result_of(Path(folder), source, output, [*options, '--update'])}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -45,6 +45,20 @@ def table(path):
     return pq.read_table(path)
 
 
+def provenance_of(path):
+    """The provenance of a file or folder, as JSON."""
+    path = Path(path)
+    if path.is_dir():
+        return json.loads((path / "_embedcli.json").read_bytes())
+    return json.loads(pq.read_metadata(path).metadata[b"embedcli"])
+
+
+def made_of(path):
+    """How the one vector column of a file or folder was made, as JSON."""
+    (column,) = provenance_of(path)["columns"].values()
+    return column
+
+
 def staging_of(output):
     return Path(output).parent / f".{Path(output).name}.embedcli"
 

@@ -13,32 +13,32 @@ PACKAGE = Path(__file__).parent.parent / "embedcli"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"commands", "worker", "interruptions"},
-    {"judging"},
-    {"job", "inspection", "console"},
-    {"choosing"},
-    {"registry"},
-    {"sources", "encoder", "store", "templates", "launch"},
+    {"commands", "signals"},
+    {"analysis"},
+    {"run", "console"},
+    {"launch"},
+    {"sources", "encoder"},
+    {"models"},
+    {"store", "templates"},
     {"records"},
     {"files"},
     {"config"},
     {"errors"},
 ]
 # The console prints a run's summary: it may know its type, nothing more.
-TYPES_ONLY = {("console", "job"), ("console", "judging")}
+TYPES_ONLY = {("console", "run"), ("console", "analysis")}
 DOORS = {
     "typer": {"cli", "commands"},
     "rich": {"console"},
     "accelerate": {"launch"},
     "transformers": {"encoder"},
     "torch": {"encoder", "launch"},
-    "pyarrow": {"sources", "store"},
+    "pyarrow": {"files", "sources", "store"},
     "duckdb": {"store"},
-    "ir_measures": {"judging"},
-    "scipy": {"judging"},
-    "matplotlib": {"judging"},
-    "huggingface_hub": {"encoder"},
-    "msgspec": {"job"},
+    "ir_measures": {"analysis"},
+    "scipy": {"analysis"},
+    "matplotlib": {"analysis"},
+    "huggingface_hub": {"models"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -111,3 +111,34 @@ def test_the_pseudo_model_needs_no_torch(tmp_path):
     corpus.write_text('{"text": "x"}\n')
     call = f"import embedcli.cli; embedcli.cli.app(['encode', {str(corpus)!r}, '--role', 'query', '--model', 'hash:8'])"
     assert loaded_after(call) == {"numpy", "pyarrow"}
+
+
+def test_the_models_room_loads_no_torch():
+    call = "import embedcli.models.resolve as r; r.resolve(r.ModelRequest('hash:8', template='e5'), 'query')"
+    assert "torch" not in loaded_after(call)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_provenance_is_looked_up_by_its_types(path):
+    """Facts about vectors have types: their JSON is read and written in one place."""
+    if path.relative_to(PACKAGE).as_posix() in ("store/provenance.py", "store/manifest.py"):
+        return
+    for key in ("recipe", "space", "template_source", "vector_type", "made", "recipe_id", "space_id"):
+        assert f'["{key}"]' not in path.read_text(), f"{key} is an attribute"
+
+
+def test_files_are_renamed_into_place_by_few():
+    """One durable atomic writer; staging and publishing rename whole folders and parts besides."""
+    renaming = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in FILES
+        if any(word in path.read_text() for word in ("os.rename(", "os.replace(", ".rename("))
+    }
+    assert renaming <= {
+        "files.py",
+        "store/staging.py",
+        "store/publish.py",
+        "store/claims.py",
+        "run/plan_file.py",
+        "run/steps.py",
+    }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcli.sources import columns
+from embedcli.sources import json_types as columns
 
 scalars = (
     st.none()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from embedcli import console
 from embedcli.console import progress
-from embedcli.store.claims import Beat
+from embedcli.store.claims import Heartbeat
 
 
 @given(st.text(st.characters()))
@@ -35,7 +35,7 @@ def test_markup_in_messages_is_not_interpreted(capfd):
 def test_logs_get_a_line_every_30_seconds(capfd, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.watching(quiet=False) as watcher:
+    with progress.listening(quiet=False) as watcher:
         watcher.begin(1000)
         for _ in range(8):
             now[0] += 10
@@ -102,9 +102,9 @@ def test_a_bare_environment_gives_the_same_bytes(tmp_path):
 def test_a_log_line_tells_of_all_workers(capfd, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with progress.watching(quiet=False) as watcher:
+    with progress.listening(quiet=False) as watcher:
         watcher.begin(1000)
-        watcher.workers([Beat("worker-0", stage="encoding"), Beat("worker-1", stage="loading")])
+        watcher.workers([Heartbeat("worker-0", stage="encoding"), Heartbeat("worker-1", stage="loading")])
         now[0] = 31
         watcher.advance(310, 620)
     assert capfd.readouterr().err == "310 of 1,000 rows, 20 tokens/s, 1 of 2 workers encoding, 1 min left\n"

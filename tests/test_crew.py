@@ -14,7 +14,7 @@ import pytest
 from embedcli import launch
 from embedcli.config import RunOptions
 from embedcli.errors import ConfigurationError, UsageError
-from embedcli.store.claims import Board
+from embedcli.store.claims import ClaimBoard
 from embedcli.store.staging import Staging
 from tests.conftest import run_process
 from tests.runs import (
@@ -48,7 +48,7 @@ def whole(corpus):
 
 
 def workers_of(process):
-    return [pid for pid in children(process.pid) if b"embedcli.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children(process.pid) if b"embedcli.run.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def parts_of(output):
@@ -79,8 +79,8 @@ def test_a_worker_that_is_killed_costs_nothing(corpus, whole, tmp_path):
     os.kill(rng.choice(victims), signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert err.count(b"was ended by SIGKILL: started again") == 1
-    assert b"1 workers died and were started again" in err
+    assert err.count(b"was killed by SIGKILL; restarting it") == 1
+    assert b"1 workers died and were restarted" in err
     assert output.read_bytes() == whole
 
 
@@ -129,8 +129,8 @@ def test_a_second_ctrl_c_ends_at_once():
 # One call into C that takes minutes: no Python handler runs meanwhile. A signal that comes before it leads into it.
 HELD = """
 import hashlib
-from embedcli import errors, interruptions
-interruptions.watch()
+from embedcli import errors, signals
+signals.watch()
 while True:
     try:
         print("ready", flush=True)
@@ -148,7 +148,7 @@ def test_a_worker_that_hangs_is_noticed(corpus, whole, tmp_path):
     os.kill(victims[0], signal.SIGSTOP)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert b"showed no progress for 2 s: started again" in err
+    assert b"showed no progress for 2 s; restarting it" in err
     assert output.read_bytes() == whole
 
 
@@ -182,10 +182,12 @@ def test_a_text_that_kills_is_found_and_rejected(processes, tmp_path):
 
 def test_workers_that_keep_dying_end_the_run_with_69(corpus, tmp_path):
     # They die as soon as they start.
-    environment = poisoned(tmp_path, "import os, sys\nif 'embedcli.worker' in ' '.join(sys.orig_argv): os._exit(5)\n")
+    environment = poisoned(
+        tmp_path, "import os, sys\nif 'embedcli.run.worker' in ' '.join(sys.orig_argv): os._exit(5)\n"
+    )
     started = time.monotonic()
     ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 4, env=environment)
-    assert (ran.code, "every worker keeps dying" in ran.err, "given up" in ran.err) == (69, True, True)
+    assert (ran.code, "all workers failed repeatedly" in ran.err, "giving it up" in ran.err) == (69, True, True)
     assert time.monotonic() - started < 60
 
 
@@ -209,7 +211,7 @@ def test_a_unit_has_one_claimant(tmp_path):
     stage = Staging(tmp_path, tmp_path / "o", "t")
     for folder in (stage.run, tmp_path / "attempts"):
         folder.mkdir()
-    one, other = Board(stage, "one"), Board(stage, "other")
+    one, other = ClaimBoard(stage, "one"), ClaimBoard(stage, "other")
     assert (one.claim(3), other.claim(3), other.claim(4)) == (True, False, True)
     assert (one.claimed_by("one"), one.claimed_by("other"), one.attempts(3)) == ([3], [4], 0)
     one.begin(3)
@@ -226,24 +228,27 @@ def test_a_worker_is_shown_its_own_device(visible, monkeypatch):
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     command, environment = launch._accelerated("cuda:1", 3)
-    assert command[1:] == ["-m", "embedcli.worker"]
+    assert command[1:] == ["-m", "embedcli.run.worker"]
     assert environment["CUDA_VISIBLE_DEVICES"] == (visible.split(",")[1] if visible else "1")
     assert (environment["OMP_NUM_THREADS"], environment["ACCELERATE_USE_CPU"]) == ("3", "False")
     assert launch._accelerated("cpu", 1)[1]["ACCELERATE_USE_CPU"] == "True"
+
+
+TORCH, NO_TORCH = True, False
 
 
 def test_devices(monkeypatch):
     import torch
 
     alone, second = launch.World("t"), launch.World("t", rank=1, size=2, local_rank=1)
-    assert launch.devices(RunOptions(), True, alone) == ["cpu"]
-    assert launch.devices(RunOptions(device="cpu", num_processes=3), False, alone) == ["cpu"] * 3
+    assert launch.devices(RunOptions(), NO_TORCH, alone) == ["cpu"]
+    assert launch.devices(RunOptions(device="cpu", num_processes=3), TORCH, alone) == ["cpu"] * 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert launch.devices(RunOptions(), False, alone) == ["cuda:0", "cuda:1"]
-    assert launch.devices(RunOptions(num_processes=3), False, alone) == ["cuda:0", "cuda:1", "cuda:0"]
-    assert launch.devices(RunOptions(device="cuda:1"), False, alone) == ["cuda:1"]
-    assert launch.devices(RunOptions(), False, second) == ["cuda:1"]
+    assert launch.devices(RunOptions(), TORCH, alone) == ["cuda:0", "cuda:1"]
+    assert launch.devices(RunOptions(num_processes=3), TORCH, alone) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert launch.devices(RunOptions(device="cuda:1"), TORCH, alone) == ["cuda:1"]
+    assert launch.devices(RunOptions(), TORCH, second) == ["cuda:1"]
 
 
 def test_a_rank_that_accelerate_does_not_confirm_is_refused(monkeypatch):

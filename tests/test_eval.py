@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from embedcli.analysis import metrics
 from embedcli.errors import DataError, InputMissingError
-from embedcli.judging import metrics, qrels
 from tests.conftest import SAMPLE
 
 
@@ -69,21 +69,21 @@ def test_judgments_in_both_layouts(tmp_path):
         "1\t0\ta\t1\r\n1\t0\tb\t0\r\n\r\n2\tQ0\tc d\t2\r\n",
     ):
         path.write_bytes(content.encode())
-        assert qrels.read(str(path)) == {"1": {"a": 1, "b": 0}, "2": {"c d": 2}}
+        assert metrics.read_judgments(str(path)) == {"1": {"a": 1, "b": 0}, "2": {"c d": 2}}
     path.write_text("1 0 a 1\n2 0 b 1\n")
-    assert qrels.read(str(path)) == {"1": {"a": 1}, "2": {"b": 1}}
+    assert metrics.read_judgments(str(path)) == {"1": {"a": 1}, "2": {"b": 1}}
 
 
 def test_what_is_no_judgment_is_named_by_its_line(tmp_path):
     path = tmp_path / "q"
     path.write_text("query-id\tcorpus-id\tscore\n1\ta\t1\n1\tb\n")
     with pytest.raises(DataError, match=r"q:3: not a judgment"):
-        qrels.read(str(path))
+        metrics.read_judgments(str(path))
     path.write_text("1\ta\t0\n")
     with pytest.raises(DataError, match="no query has a relevant document"):
-        qrels.read(str(path))
+        metrics.read_judgments(str(path))
     with pytest.raises(InputMissingError):
-        qrels.read(str(tmp_path / "none"))
+        metrics.read_judgments(str(tmp_path / "none"))
 
 
 TEXTS = [f"text {i} with words of its own" for i in range(40)]

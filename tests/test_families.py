@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedcli import registry, templates
+from embedcli import templates
+from embedcli.models import families as shipped
 from tests import families
 
 RENDERED = tomllib.loads((Path(__file__).parent / "rendered.toml").read_text())
@@ -19,28 +20,28 @@ RENDERED = tomllib.loads((Path(__file__).parent / "rendered.toml").read_text())
 
 @pytest.mark.parametrize("model", RENDERED)
 def test_verified_models_are_rendered_byte_for_byte(model):
-    family = registry.find_family([model])
+    family = shipped.find_family([model])
     assert family is not None
     assert not family.unsure
     for role, wanted in RENDERED[model].items():
         task = "T" if family.task is None and "{task}" in family.roles[role] else None
-        template = registry.choose(model, role, task, family=family)
+        template = shipped.choose_template(model, role, task, family=family)
         names = {name: ["{title}"] for name in template.fields}
         rendered, faults = templates.render(template, ["T"], names)
         assert (rendered.strings, faults) == ([wanted], {}), role
 
 
 def test_every_newline_of_a_template_is_a_line_feed():
-    for family in registry.families():
+    for family in shipped.families():
         for string in family.roles.values():
             assert "\\" not in string
             assert not set(string) & {"\r", "\u2028", "\u0085", "\t"}
 
 
 def test_no_model_stands_in_two_families():
-    models = [model for family in registry.families() for model in family.models]
+    models = [model for family in shipped.families() for model in family.models]
     assert len(models) == len(set(models))
-    assert all(family.source for family in registry.families())
+    assert all(family.source for family in shipped.families())
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,7 @@ def test_one_by_one_is_the_same_as_batched(name, folders):
 
 @pytest.mark.parametrize("name", ["e5-mistral", "sfr", "gte-qwen2", "gritlm", "nv-embed", "qwen3-embedding"])
 def test_left_padded_is_the_same_as_right_padded_where_positions_are_relative(name, folders, monkeypatch):
-    from embedcli.encoder.tokenize import Tokenizer
+    from embedcli.encoder.tokenizer import Tokenizer
 
     found = {}
     for side in (True, False):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedcli.job import planning
+from embedcli import run
 from tests.conftest import run_process, start
 from tests.runs import HASH, children, content, encode, staging_of, table, wait_for, write_corpus
 
@@ -272,7 +272,7 @@ def test_another_recipe_replaces_an_output_on_demand_only(place, cli):
         for update in ((), ("--update",), ("--dry-run",)):
             ran = cli("encode", "c.jsonl", *other, "-o", output, *update)
             assert ran.code == 78, ran.err
-            for field in ("model is 'hash:64' there and 'hash:32' here", "role is", "dim is 64", "max length is 512"):
+            for field in ("model is 'hash:64' in ", "'hash:32' requested", "role is", "dim is 64", "max_length is 512"):
                 assert field in ran.err
             assert "--overwrite" in ran.err
             assert tree(place) == before
@@ -312,14 +312,14 @@ def meanwhile(monkeypatch):
     """Have something happen between planning and the first unit."""
 
     def happen(what):
-        plan = planning.plan
+        make_plan = run.make_plan
 
         def planned(*args, **options):
-            shop = plan(*args, **options)
+            plan = make_plan(*args, **options)
             what()
-            return shop
+            return plan
 
-        monkeypatch.setattr(planning, "plan", planned)
+        monkeypatch.setattr(run, "make_plan", planned)
 
     return happen
 
@@ -484,12 +484,17 @@ def test_the_command_line_of_a_worker_tells_nothing(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", rows=60_000)
     process = start("encode", corpus, *HASH, "-o", tmp_path / "o.parquet", "--num-processes", "2", "--device", "cpu")
     run = wait_for(lambda: list(staging_of(tmp_path / "o.parquet").glob("run-*")))[0]
-    workers = wait_for(lambda: children(process.pid))
-    lines = [Path(f"/proc/{worker}/cmdline").read_bytes() for worker in workers]
+
+    def workers():
+        """The command lines of two workers, once they are that: a new process has its parent's at first."""
+        lines = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children(process.pid)]
+        return [line for line in lines if b"embedcli.run.worker" in line]
+
+    lines = wait_for(workers)
     process.communicate()
     assert process.returncode == 0
     token = run.name.removeprefix("run-").encode()
-    assert all(b"embedcli.worker" in line and token not in line for line in lines)
+    assert all(b"embedcli.run.worker" in line and token not in line for line in lines)
 
 
 class Payload:
@@ -603,3 +608,161 @@ def test_what_a_swapped_name_leads_to_is_not_removed(tmp_path):
     assert process.returncode == 0, err
     assert (name / "thesis.txt").read_text() == "mine"
     assert len(table(output)) == 60_000
+
+
+# What a second look at all of this found.
+
+
+def test_an_input_on_standard_input_is_an_input_too(place):
+    bad = '{"text": "a"}\n{"text": null}\n'
+    for name, options in (
+        ("in.jsonl", ("-o", "o.parquet", "--on-error", "reject", "--rejects", "in.jsonl")),
+        ("in.jsonl", ("-o", "o.parquet", "--report", "in.jsonl")),
+        ("index.parquet", ("-o", "index.parquet", "--columns", "id")),
+    ):
+        if name == "in.jsonl":
+            Path(name).write_text(bad)
+        before = Path(name).read_bytes()
+        with open(name, "rb") as stdin:
+            ran = run_process("encode", "-", *HASH, *options, stdin=stdin)
+        assert ran.code == 73, ran.err
+        assert Path(name).read_bytes() == before
+
+
+def test_a_link_is_no_output(place, cli):
+    Path("folder-link").symlink_to("d")
+    Path("file-link").symlink_to("index.parquet")
+    Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
+    before = tree(place)
+    for name in ("folder-link", "file-link", "dangling", "dangling/", "loop"):
+        for more in ((), ("--dry-run",)):
+            ran = cli("encode", "c.jsonl", *HASH, "-o", name, *more)
+            assert ran.code == 73, (name, ran.err)
+    assert tree(place) == before
+
+
+def test_a_link_in_the_staging_directory_is_not_followed(place, cli):
+    mine = Path("mine")
+    mine.mkdir()
+    (mine / "part-000000-00000000.parquet").write_text("mine")
+    left = staging_of("o.parquet")
+    left.mkdir(mode=0o700)
+    (left / "embedcli-staging").touch()
+    (left / "output").symlink_to(mine.resolve())
+    assert cli("encode", "c.jsonl", *HASH, "-o", "o.parquet").code == 0
+    assert (mine / "part-000000-00000000.parquet").read_text() == "mine"
+
+
+def test_a_picture_that_names_the_program_is_not_ours(place, cli):
+    Path("hand.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><!-- how embedcli works --></svg>')
+    before = Path("hand.svg").read_bytes()
+    assert cli("probe", "a b", "c d", "--model", "hash:64", "-i", "x", "--plot", "hand.svg").code == 73
+    assert Path("hand.svg").read_bytes() == before
+
+
+def test_places_that_would_swallow_themselves(place, cli):
+    inside = staging_of("o.parquet") / "output"
+    inside.mkdir(parents=True)
+    (inside.parent / "embedcli-staging").touch()
+    inside.parent.chmod(0o700)
+    shutil.copy("index.parquet", inside / "part-000000-00000000.parquet")
+    for arguments in (
+        (inside, "-o", "o.parquet", "--columns", "id", "--fresh"),
+        ("c.jsonl", "-o", "."),
+        ("c.jsonl", "-o", ".."),
+        ("c.jsonl", "-o", ""),
+        ("c.jsonl", "-o", "w.parquet", "--report", ".w.parquet.embedcli"),
+    ):
+        ran = cli("encode", *arguments, *HASH)
+        assert ran.code == 73, (arguments, ran.err)
+    assert (inside / "part-000000-00000000.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "key", [b"[]", b"nope", b'{"format_version": 1}', b'{"format_version": 2}', b"\xff", b"[" * 10**5]
+)
+def test_a_key_that_says_nothing(key, place, cli):
+    schema = pq.read_table("index.parquet").schema
+    pq.write_table(pq.read_table("index.parquet").replace_schema_metadata({b"embedcli": key}), "odd.parquet")
+    assert schema.metadata
+    for options in ((), ("--update",)):
+        ran = cli("encode", "c.jsonl", *HASH, "-o", "odd.parquet", *options)
+        assert ran.code == 78, ran.err
+    for verb in ("inspect", "verify"):
+        assert cli(verb, "odd.parquet").code == 65
+    assert cli("encode", "c.jsonl", *HASH, "-o", "odd.parquet", "--overwrite").code == 0
+
+
+def test_values_that_python_has_not(place, cli):
+    for column in (
+        pa.array([2**31 - 1], pa.date32()),
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([1], pa.timestamp("us", tz="Nowhere/Land")),
+    ):
+        pq.write_table(pa.table({"text": ["a"], "odd": column}), "odd.parquet")
+        ran = cli("encode", "odd.parquet", *HASH, "-o", "-", "--format", "jsonl")
+        assert ran.code == 65, ran.err
+        assert "--columns" in ran.err
+
+
+def test_descriptors_that_are_not_there(place):
+    for number in ("4", "99999999999999999999"):
+        ran = run_process("encode", "c.jsonl", *HASH, "-o", "o.parquet", "--report", f"/dev/fd/{number}")
+        assert ran.code == 73, ran.err
+        assert not Path("o.parquet").exists()
+
+
+def test_a_line_limit_beyond_all_limits(place, cli):
+    assert cli("encode", "c.jsonl", *HASH, "-o", "o.parquet", "--max-row-bytes", 2**63).code == 2
+    assert cli("encode", "c.jsonl", *HASH, "-o", "o.parquet", "--max-row-bytes", 2**40).code == 0
+
+
+def test_standard_input_by_its_name_reaches_workers(tmp_path):
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    options = ("--num-processes", "2", "--device", "cpu", "-q")
+    for name in ("/dev/stdin", "-"):
+        with open(corpus, "rb") as stdin:
+            ran = run_process("encode", name, *HASH, "-o", tmp_path / "o.parquet", *options, stdin=stdin)
+        assert ran.code == 0, ran.err
+        assert len(table(tmp_path / "o.parquet")) == 12_000
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_an_input_that_is_no_file_any_more(kind, tmp_path, cli, meanwhile):
+    corpus = write(tmp_path / f"c.{kind}", rows_of("aaa"))
+
+    def turn():
+        corpus.unlink()
+        corpus.mkdir()
+
+    meanwhile(turn)
+    ran = cli("encode", corpus, *HASH, "-o", tmp_path / "out.parquet")
+    assert ran.code == 75, ran.err
+
+
+def test_a_compressed_input_that_is_rewritten_while_it_is_read(tmp_path, cli, monkeypatch):
+    corpus = tmp_path / "c.jsonl.gz"
+    corpus.write_bytes(gzip.compress(os.urandom(2**20)))
+    read = gzip.GzipFile.read
+
+    def reading(self, size=-1):
+        content = read(self, size)
+        corpus.write_bytes(b"\x1f\x8b another export writes here")
+        return content
+
+    monkeypatch.setattr(gzip.GzipFile, "read", reading)
+    ran = cli("encode", corpus, *HASH, "-o", tmp_path / "out.parquet")
+    assert ran.code == 75, ran.err
+
+
+def test_a_dry_run_of_an_empty_upstream_ends_as_the_run_would(place, cli):
+    Path("bad.jsonl").write_text('{"text": null}\n')
+    assert cli("encode", "bad.jsonl", *HASH, "-o", "o.parquet", "--on-error", "reject", "--dry-run").code == 65
+
+
+def test_clean_leaves_an_empty_folder_without_our_mark(place, cli):
+    Path(".mine.embedcli").mkdir()
+    assert cli("clean", ".").code == 0
+    assert Path(".mine.embedcli").is_dir()
+    assert not list(Path(".mine.embedcli").iterdir())

@@ -24,7 +24,7 @@ def test_what_encode_wrote(cli, output):
     assert said["norm_max"] == pytest.approx(1, abs=1e-6)
     assert (said["non_finite"], said["zero"], said["missing"], said["duplicates"], said["truncated"]) == (0, 0, 0, 1, 1)
     assert said["tokens"] == {"min": 2, "mean": 3.4, "p50": 3, "p90": 6, "p99": 6, "max": 6, "total": 17}
-    assert said["provenance"]["recipe"]["role"] == "passage"
+    assert said["provenance"]["columns"]["embedding"]["recipe"]["role"] == "passage"
 
 
 def test_a_directory_is_inspected_as_one_file_is(cli, tmp_path):
@@ -34,12 +34,9 @@ def test_a_directory_is_inspected_as_one_file_is(cli, tmp_path):
         assert cli("encode", corpus, *HASH, "-o", output).code == 0
     file, folder = (json.loads(cli("inspect", output, "--json").out) for output in outputs)
     ignored = ("file", "bytes")
-    assert {k: v for k, v in file.items() if k not in ignored} == {
-        k: v if k != "provenance" else {name: said for name, said in v.items() if name not in ("parts", "sha256")}
-        for k, v in folder.items()
-        if k not in ignored
-    }
-    assert sum(part["rows"] for part in folder["provenance"]["parts"]) == 6_000
+    assert {k: v for k, v in file.items() if k not in ignored} == {k: v for k, v in folder.items() if k not in ignored}
+    parts = json.loads((tmp_path / "o" / "_embedcli.json").read_text())["parts"]
+    assert sum(part["rows"] for part in parts) == 6_000
     (tmp_path / "empty").mkdir()
     assert cli("inspect", tmp_path / "empty").code == 65
 

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from embedcli.store import describe
 from tests import tiny
+from tests.runs import made_of
 
 
 def encode(cli, folder, name, *options):
@@ -17,7 +17,7 @@ def encode(cli, folder, name, *options):
 
 
 def recipe(path):
-    return describe.provenance_of(str(path))["recipe"]
+    return made_of(path)["recipe"]
 
 
 @pytest.fixture

@@ -4,46 +4,50 @@ import hashlib
 import json
 import shutil
 
-import pyarrow.parquet as pq
 import pytest
 
-from embedcli.config import Facts
-from embedcli.encoder import checkpoint, environment, model_files
+from embedcli.encoder import environment
 from embedcli.errors import ConfigurationError
+from embedcli.models import hub as model_hub
+from embedcli.models import spec
+from embedcli.models.facts import FamilyFacts
+from embedcli.models.request import ModelRequest
+from embedcli.models.spec import read_spec
 from tests import tiny
+from tests.runs import made_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def read(path, **wishes):
-    return checkpoint.read(model_files.find(str(path)), Facts(), checkpoint.Wishes(**wishes))
+    return read_spec(model_hub.find(str(path)), FamilyFacts(), ModelRequest(**wishes))
 
 
 def test_the_embedded_default_is_the_published_model():
-    files = model_files.find(None)
-    found = checkpoint.read(files, Facts(), checkpoint.Wishes())
+    files = model_hub.find(None)
+    found = read_spec(files, FamilyFacts(), ModelRequest())
     assert files.id == "sentence-transformers/all-MiniLM-L6-v2"
     assert found.weights == "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     assert (found.pooling, found.max_length, found.full_dim) == (("mean",), 256, 384)
 
 
 def test_the_embedded_default_with_other_weights_is_refused(monkeypatch):
-    monkeypatch.setattr(model_files, "file_sha256", lambda path: "0" * 64)
+    monkeypatch.setattr(model_hub, "file_sha256", lambda path: "0" * 64)
     with pytest.raises(ConfigurationError, match="is not the published"):
-        model_files.find(None)
+        model_hub.find(None)
 
 
 def test_without_the_embedded_model_the_message_says_how_to_get_one(monkeypatch):
-    monkeypatch.setattr(model_files, "_DEFAULT_PACKAGE", "no_such_package")
+    monkeypatch.setattr(model_hub, "_DEFAULT_PACKAGE", "no_such_package")
     with pytest.raises(ConfigurationError) as caught:
-        model_files.find(None)
+        model_hub.find(None)
     assert "pip install 'embedcli[offline]'" in caught.value.hint
 
 
 def test_a_folder_is_recorded_by_its_own_name_only(tiny_bert, monkeypatch):
-    assert model_files.find(str(tiny_bert)).id == "./tiny-bert"
+    assert model_hub.find(str(tiny_bert)).id == "./tiny-bert"
     monkeypatch.chdir(tiny_bert)
-    assert model_files.find("./").id == "./tiny-bert"
+    assert model_hub.find("./").id == "./tiny-bert"
 
 
 def test_an_id_of_the_hub_is_never_a_folder(tmp_path, monkeypatch):
@@ -51,9 +55,9 @@ def test_an_id_of_the_hub_is_never_a_folder(tmp_path, monkeypatch):
     (tmp_path / "plain").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigurationError, match="not in the hub's cache"):
-        model_files.find("org/name")
+        model_hub.find("org/name")
     with pytest.raises(ConfigurationError) as caught:
-        model_files.find("plain")
+        model_hub.find("plain")
     assert "--model ./plain" in caught.value.hint
 
 
@@ -82,27 +86,27 @@ def test_a_hub_models_commit_and_family_are_recorded(hub, cli, tmp_path):
     arguments = ("--max-length", "48")  # the tiny stand-in has fewer positions than the real model
     ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "intfloat/e5-small-v2", *arguments)
     assert ran.code == 0, ran.err
-    said = json.loads(pq.read_metadata(ran.lines[-1]).metadata[b"embedcli"])
-    space = said["recipe"]["space"]
+    made = made_of(ran.lines[-1])
+    space = made["recipe"]["space"]
     assert (space["model"], space["revision"]) == ("intfloat/e5-small-v2", COMMIT)
-    assert said["recipe"]["template"] == "query: {text}"
-    assert said["template_origin"] == "family e5"
+    assert made["recipe"]["template"] == "query: {text}"
+    assert made["template_source"] == {"kind": "family", "name": "e5"}
 
 
 def test_weights_in_the_hubs_cache_are_not_read_again_for_their_digest(hub, monkeypatch):
     wanted = hashlib.sha256((hub / "model.safetensors").read_bytes()).hexdigest()
     monkeypatch.setattr(hashlib, "file_digest", None)
-    assert model_files.file_sha256(hub / "model.safetensors") == wanted
+    assert model_hub.file_sha256(hub / "model.safetensors") == wanted
 
 
 def test_a_snapshot_given_as_a_folder_still_knows_its_name(hub):
-    files = model_files.find(str(hub))
+    files = model_hub.find(str(hub))
     assert (files.names, files.revision) == (("intfloat/e5-small-v2",), COMMIT)
 
 
 def test_a_revision_that_is_not_in_the_cache(hub):
     with pytest.raises(ConfigurationError, match="not in the hub's cache"):
-        model_files.find("intfloat/e5-small-v2", "f" * 40)
+        model_hub.find("intfloat/e5-small-v2", "f" * 40)
 
 
 def without(name):
@@ -248,7 +252,7 @@ def test_trusted_code_is_run(with_code, cli, tmp_path, monkeypatch):
     ran = cli(*arguments, "--trust-remote-code")
     assert ran.code == 0, ran.err
     assert canary.exists()
-    pipeline = json.loads(pq.read_metadata(ran.lines[-1]).metadata[b"embedcli"])["recipe"]["space"]["pipeline"]
+    pipeline = made_of(ran.lines[-1])["recipe"]["space"]["pipeline"]
     assert "own code" in pipeline
 
 
@@ -263,7 +267,7 @@ def test_code_of_another_repository_is_never_run(with_code, cli):
 def test_code_of_the_hub_is_trusted_by_its_commit_only():
     for revision in (None, "main", "0123abc"):
         with pytest.raises(ConfigurationError, match="40 hex digits"):
-            model_files.find("org/name", revision, trust_remote_code=True)
+            model_hub.find("org/name", revision, trust_remote_code=True)
 
 
 def test_a_native_alternative_is_named(copy, cli, tmp_path):
@@ -312,7 +316,7 @@ def test_float16_is_refused_where_it_overflows(copy, cli, tmp_path):
     ],
 )
 def test_positions_without_their_offset(config, positions):
-    assert checkpoint._max_positions(config) == positions
+    assert spec._max_positions(config) == positions
 
 
 def test_the_space_knows_weights_not_names(tiny_bert, tmp_path):

@@ -10,12 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import encoder, templates
-from embedcli.config import MANY_TOKENS, Facts, RunOptions
-from embedcli.encoder import checkpoint, compiling, environment, forward, model_files
+from embedcli.config import RunOptions
+from embedcli.encoder import compiling, environment, forward
 from embedcli.encoder.batching import groups, packs
 from embedcli.errors import ConfigurationError
-from embedcli.job import planning
-from embedcli.store import parts
+from embedcli.models import hub
+from embedcli.models.facts import FamilyFacts
+from embedcli.models.request import ModelRequest
+from embedcli.models.spec import read_spec
+from embedcli.recipe import Recipe, Space, TemplateSource
+from embedcli.run import planning
+from embedcli.store.provenance import ColumnProvenance, Made
+from embedcli.store.vector_file import VectorFile
 from tests import tiny
 from tests.conftest import SAMPLE, run_process
 
@@ -49,7 +55,7 @@ def test_groups_are_the_runs_of_equal_lengths(lengths):
 
 
 def load(path, **options):
-    read = checkpoint.read(model_files.find(str(path)), Facts(), checkpoint.Wishes())
+    read = read_spec(hub.find(str(path)), FamilyFacts(), ModelRequest())
     return encoder.load(read, RunOptions(**{"device": "cpu", "dtype": "float32", **options}))
 
 
@@ -77,8 +83,8 @@ def test_a_model_that_cannot_run_packs_is_padded(tmp_path, monkeypatch, tiny_ber
 
 def test_a_row_that_is_tried_again_in_float32_has_a_kernel_that_runs_float32(tiny_bert):
     model = load(tiny_bert, dtype="bfloat16")
-    modules = model._modules
-    again = replace(modules, packing=replace(modules.packing, kernel="varlen")).in_float32
+    loaded = model._model
+    again = replace(loaded, packing=replace(loaded.packing, kernel="varlen")).in_float32
     assert (again.packing.kernel, again.dtype) == ("groups", torch.float32)
     exact = encode(load(tiny_bert)).vectors
     assert np.abs(encode(forward.TorchEncoder(again)).vectors - exact).max() <= 1e-2
@@ -103,8 +109,7 @@ def test_an_output_says_that_compiled_code_made_it(cli, tiny_bert, tmp_path):
         ran = cli("encode", corpus, *options, "--compile", compile_it, "--batch-tokens", 128, "-o", tmp_path / name)
         assert ran.code == 0, ran.err
         assert ("float32, compiled" in ran.err) is (compile_it == "on")
-        with parts.open_file(tmp_path / name) as file:
-            assert parts.provenance_of(file)["compiled"] is (compile_it == "on")
+        assert VectorFile(str(tmp_path / name)).made.compiled is (compile_it == "on")
     one, other = (np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist()) for name in ("with", "without"))
     assert np.abs(one - other).max() <= 1e-6
 
@@ -150,7 +155,7 @@ def test_auto_compiles_where_it_pays(monkeypatch, tokens, announced, described, 
     monkeypatch.setattr(compiling, "has_compiler", lambda: compiler)
     for compile_it, decided in (("auto", wanted), ("on", True), ("off", False)):
         options = RunOptions(dtype=dtype, compile=compile_it, expected_tokens=tokens)
-        assert compiling.wanted(options, torch.device(device)) is decided
+        assert compiling.pays(options, torch.device(device)) is decided
 
 
 def test_batch_tokens_is_auto_or_a_number(cli, tmp_path):
@@ -177,9 +182,11 @@ def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_n
 
 
 def test_an_interrupted_run_goes_on_compiled_or_not_as_it_began(tmp_path):
-    for compiled, expected in ((True, MANY_TOKENS), (False, 0)):
-        assert planning.as_before(RunOptions(), {"dtype": "bfloat16", "compiled": compiled}, None) == RunOptions(
-            dtype="bfloat16", expected_tokens=expected
-        )
-    assert planning.as_before(RunOptions(), None, {"dtype": "float32", "compiled": True}) == RunOptions(dtype="float32")
-    assert planning.as_before(RunOptions(dtype="float32"), None, None) == RunOptions(dtype="float32")
+    recipe = Recipe(Space("m", "", "", "", (), 1, True), "query", "{text}", 8)
+    for compiled, expected in ((True, "if-possible"), (False, "off")):
+        made = ColumnProvenance(recipe, TemplateSource("option"), "float32", (Made("cpu", "bfloat16", compiled),))
+        before = planning.continue_as_before(RunOptions(), made, None)
+        assert before == RunOptions(dtype="bfloat16", compile=expected)
+    updated = ColumnProvenance(recipe, TemplateSource("option"), "float32", (Made("cpu", "float32", True),))
+    assert planning.continue_as_before(RunOptions(), None, updated) == RunOptions(dtype="float32")
+    assert planning.continue_as_before(RunOptions(dtype="float32"), None, None) == RunOptions(dtype="float32")

@@ -7,9 +7,12 @@ import pytest
 import sentence_transformers
 import torch
 
-from embedcli import encoder, registry, templates
-from embedcli.config import Facts, RunOptions
-from embedcli.encoder import checkpoint, model_files
+from embedcli import encoder, templates
+from embedcli.config import RunOptions
+from embedcli.models import families, hub
+from embedcli.models.facts import FamilyFacts
+from embedcli.models.request import ModelRequest
+from embedcli.models.spec import read_spec
 from tests import tiny
 from tests.conftest import SAMPLE
 
@@ -23,9 +26,9 @@ TEXTS = [
 
 
 def ours(path_or_none, texts=TEXTS, option="{text}", **wishes):
-    files = model_files.find(None if path_or_none is None else str(path_or_none))
-    template = registry.choose(files.id, "query", option=option)
-    read = checkpoint.read(files, Facts(), checkpoint.Wishes(**wishes))
+    files = hub.find(None if path_or_none is None else str(path_or_none))
+    template = families.choose_template(files.id, "query", option=option)
+    read = read_spec(files, FamilyFacts(), ModelRequest(**wishes))
     model = encoder.load(read, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
     return model.encode(model.prepare(rendered), lambda rows, tokens: None)
@@ -48,7 +51,7 @@ def assert_equal(left, right, normalized=True):
 
 @pytest.fixture(scope="module")
 def minilm():
-    return model_files.find(None).path
+    return hub.find(None).path
 
 
 @pytest.mark.parametrize("generation", [5, 6])
@@ -111,8 +114,8 @@ def test_minilm_on_odd_texts_and_their_lengths(minilm):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_shorter_formats_are_close_and_normalized(dtype, tiny_bert):
-    files = model_files.find(str(tiny_bert))
-    model = encoder.load(checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cpu", dtype=dtype))
+    files = hub.find(str(tiny_bert))
+    model = encoder.load(read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cpu", dtype=dtype))
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     vectors = model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
@@ -132,10 +135,8 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
         return vectors
 
     monkeypatch.setattr(forward, "embed", overflowing)
-    files = model_files.find(str(tiny_bert))
-    model = encoder.load(
-        checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cpu", dtype="bfloat16")
-    )
+    files = hub.find(str(tiny_bert))
+    model = encoder.load(read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cpu", dtype="bfloat16"))
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
     blank = [index for index, count in enumerate(encoded.tokens) if count == 2]
@@ -148,7 +149,7 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; test_packing.py has its twins")
 def test_minilm_on_cuda_in_bfloat16_by_the_kernel_for_any_length(minilm):
-    read = checkpoint.read(model_files.find(None), Facts(), checkpoint.Wishes())
+    read = read_spec(hub.find(None), FamilyFacts(), ModelRequest())
     model = encoder.load(read, RunOptions(device="cuda", dtype="bfloat16"))
     assert model._modules.packing.kernel == "varlen"
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
@@ -159,9 +160,7 @@ def test_minilm_on_cuda_in_bfloat16_by_the_kernel_for_any_length(minilm):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests above are its twins")
 def test_minilm_on_cuda(minilm):
-    files = model_files.find(None)
-    model = encoder.load(
-        checkpoint.read(files, Facts(), checkpoint.Wishes()), RunOptions(device="cuda", dtype="float32")
-    )
+    files = hub.find(None)
+    model = encoder.load(read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cuda", dtype="float32"))
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     assert_equal(model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors, theirs(minilm))

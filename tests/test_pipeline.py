@@ -5,10 +5,10 @@ import threading
 import numpy as np
 import pytest
 
-from embedcli.config import Recipe, Space
 from embedcli.encoder.hashing import HashEncoder
-from embedcli.job.summary import WAITING_FOR_INPUT, WAITING_FOR_OUTPUT, Summary
-from embedcli.job.unit import Workshop
+from embedcli.recipe import Recipe, Space, TemplateSource
+from embedcli.run.job import WAITING_FOR_INPUT, WAITING_FOR_OUTPUT, Summary
+from embedcli.run.steps import UnitSteps
 from tests.runs import content, encode, write_corpus
 
 PATIENCE = 30
@@ -18,12 +18,12 @@ def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(cli, tm
     corpus = write_corpus(tmp_path / "c.jsonl")
     assert encode(cli, corpus, tmp_path / "calm")[0].code == 0
     read, written = threading.Semaphore(0), threading.Semaphore(0)
-    draft, finish, real, met = Workshop.draft, Workshop.finish, HashEncoder.encode, []
+    read_unit, finish, real, met = UnitSteps.read, UnitSteps.finish, HashEncoder.encode, []
 
     def reading(self, index):
-        found = draft(self, index)
+        state = read_unit(self, index)
         read.release()
-        return found
+        return state
 
     def writing(self, unit, failed):
         found = finish(self, unit, failed)
@@ -38,8 +38,8 @@ def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(cli, tm
         met.append(all(one.acquire(timeout=PATIENCE) for one in wanted))
         return real(self, prepared, on_batch)
 
-    monkeypatch.setattr(Workshop, "draft", reading)
-    monkeypatch.setattr(Workshop, "finish", writing)
+    monkeypatch.setattr(UnitSteps, "read", reading)
+    monkeypatch.setattr(UnitSteps, "finish", writing)
     monkeypatch.setattr(HashEncoder, "encode", encoding)
     assert encode(cli, corpus, tmp_path / "met")[0].code == 0
     assert met == [True] * 5
@@ -47,17 +47,17 @@ def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(cli, tm
 
 
 def test_what_cannot_be_written_ends_the_run_and_what_was_written_before_is_kept(cli, tmp_path, monkeypatch):
-    corpus, finish = write_corpus(tmp_path / "c.jsonl"), Workshop.finish
+    corpus, finish = write_corpus(tmp_path / "c.jsonl"), UnitSteps.finish
 
-    def full(self, draft, failed):
-        if draft.index == 2:
+    def full(self, state, failed):
+        if state.index == 2:
             raise OSError(28, "No space left on device", "part")
-        return finish(self, draft, failed)
+        return finish(self, state, failed)
 
-    monkeypatch.setattr(Workshop, "finish", full)
+    monkeypatch.setattr(UnitSteps, "finish", full)
     ran, _ = encode(cli, corpus, tmp_path / "o")
     assert (ran.code, "part: No space left on device" in ran.err) == (74, True)
-    monkeypatch.setattr(Workshop, "finish", finish)
+    monkeypatch.setattr(UnitSteps, "finish", finish)
     ran, report = encode(cli, corpus, tmp_path / "o")
     assert (ran.code, report["counts"]["resumed"] > 0) == (0, True)
     assert encode(cli, corpus, tmp_path / "calm")[0].code == 0
@@ -76,8 +76,8 @@ def test_what_cannot_be_written_ends_the_run_and_what_was_written_before_is_kept
 )
 def test_the_stage_that_was_waited_for_limits_the_run(seconds, limited_by):
     space = Space("m", "", "", "", (), 1, True)
-    summary = Summary("o", Recipe(space, "query", "{text}", 8), "", seconds=seconds)
-    assert (summary.limited_by, summary.as_dict()["limited_by"]) == (limited_by, limited_by)
+    summary = Summary("o", Recipe(space, "query", "{text}", 8), TemplateSource("option"), seconds=seconds)
+    assert (summary.limited_by, summary.to_json()["limited_by"]) == (limited_by, limited_by)
 
 
 def test_the_summary_names_the_stage(cli, tmp_path):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from embedcli.encoder.checkpoint import POOLINGS as NAMES
 from embedcli.encoder.pooling import POOLINGS
+from embedcli.models.facts import Pooling
 
 # Three tokens with states 0, 1, 2.
 BY_HAND = {
@@ -39,4 +39,4 @@ def test_short_formats_are_pooled_in_float32(name):
 
 
 def test_the_names_are_the_same_everywhere():
-    assert set(BY_HAND) == set(POOLINGS) == set(NAMES)
+    assert set(BY_HAND) == set(POOLINGS) == set(Pooling)

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from embedcli.analysis import plots as pictures
+from embedcli.analysis.probe import Probed, View
 from embedcli.config import RunOptions
-from embedcli.judging import pictures
-from embedcli.judging.probe import Probed, View
 from tests.conftest import run_process
 
 WORDS = ["warm", "hot", "cold", "philosophy"]
@@ -81,7 +81,7 @@ def test_pairs_come_through_a_pipe(tmp_path):
 
 
 def test_partners_are_counted_both_ways():
-    from embedcli.judging import probe as probing
+    from embedcli.analysis import probe as probing
 
     vectors = np.array([[1, 0], [0.9, 0.1], [1, 0], [0, 1]])
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import pytest
 
 from embedcli.encoder.hashing import HashEncoder
 from embedcli.errors import Interrupted
-from embedcli.job.unit import Workshop
+from embedcli.run.steps import UnitSteps
 from embedcli.store import staging as store_staging
 from tests.conftest import run_process
 from tests.runs import HASH, counts, encode, poisoned, staging_of, table, write_corpus
@@ -34,7 +34,7 @@ def interrupt(cli, monkeypatch):
     """Run until some units are done, then end as Ctrl-C does."""
 
     def run(corpus, output, after=3, *options):
-        real, left = Workshop.finish, [after]
+        real, left = UnitSteps.finish, [after]
 
         def finish(self, draft, model, *rest):
             left[0] -= 1
@@ -43,7 +43,7 @@ def interrupt(cli, monkeypatch):
             return real(self, draft, model, *rest)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Workshop, "finish", finish)
+            patch.setattr(UnitSteps, "finish", finish)
             ran, _ = encode(cli, corpus, output, *options)
         assert ran.code == 130
         return ran
@@ -112,14 +112,18 @@ def test_fresh_starts_over(cli, corpus, interrupt, whole, tmp_path):
 @pytest.mark.parametrize(
     ("option", "value", "said"),
     [
-        ("--role", "query", "role is 'passage' there and 'query' here; template is 'passage: {text}' there and"),
-        ("--max-length", "9", "max length is 512 there and 9 here"),
-        ("--dim", "32", "dim is 64 there and 32 here"),
-        ("--template", "p {text}", "template is 'passage: {text}' there and 'p {text}' here"),
-        ("--no-normalize", None, "normalized is True there and False here"),
-        ("--model", "hash:32", "dim is 64 there and 32 here"),
-        ("--dtype", "bfloat16", "dtype is 'float32' there and 'bfloat16' here"),
-        ("--vector-type", "float16", "vector type is 'float32' there and 'float16' here"),
+        (
+            "--role",
+            "query",
+            "role is 'passage' in the unfinished work, 'query' requested; template is 'passage: {text}' in",
+        ),
+        ("--max-length", "9", "max_length is 512 in the unfinished work, 9 requested"),
+        ("--dim", "32", "dim is 64 in the unfinished work, 32 requested"),
+        ("--template", "p {text}", "template is 'passage: {text}' in the unfinished work, 'p {text}' requested"),
+        ("--no-normalize", None, "normalized is True in the unfinished work, False requested"),
+        ("--model", "hash:32", "dim is 64 in the unfinished work, 32 requested"),
+        ("--dtype", "bfloat16", "dtype is 'float32' in the unfinished work, 'bfloat16' requested"),
+        ("--vector-type", "float16", "vector_type is 'float32' in the unfinished work, 'float16' requested"),
     ],
 )
 def test_another_recipe_is_refused_with_both_values(option, value, said, cli, corpus, interrupt, tmp_path):
@@ -293,7 +297,7 @@ def test_duplicates_within_a_unit_are_encoded_once(cli, tmp_path, monkeypatch):
 def test_a_full_disk_is_named_also_where_the_system_does_not(tmp_path, processes):
     """A write to an open file fails without a file's name."""
     code = "import os\nfrom embedcli.store import claims\n"
-    code += "def full(self, *rest): raise OSError(28, os.strerror(28))\nclaims.Board.finish = full\n"
+    code += "def full(self, *rest): raise OSError(28, os.strerror(28))\nclaims.ClaimBoard.finish = full\n"
     environment = poisoned(tmp_path, code)
     corpus = write_corpus(tmp_path / "c.jsonl", 20_000)
     ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", processes, env=environment)

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedcli.analysis.similarity import nearest
 from embedcli.config import OutputOptions
-from embedcli.judging.nearest import nearest
-from embedcli.store import describe, parts
+from embedcli.store import parts
+from embedcli.store.vector_file import VectorFile
 from tests.conftest import SAMPLE, run_process
 
 
@@ -140,7 +141,7 @@ def test_what_does_not_compare_is_refused_with_both_recipes_named(cli, index, tm
     assert cli("encode", tmp_path / "q.jsonl", "--role", "query", "--model", "hash:8", "-o", other).code == 0
     ran = cli("search", index, "--queries", other)
     assert (ran.code, ran.out) == (78, b"")
-    assert "dim is 16 there and 8 here" in ran.err
+    assert "dim is 16 in " in ran.err
     ran = cli("search", index, "--queries", index)
     assert (ran.code, ran.out) == (78, b"")
     assert "role 'passage' (template 'passage: {text}')" in ran.err
@@ -235,7 +236,7 @@ def test_an_index_of_two_gigabytes_is_searched_in_bounded_memory(tmp_path):
     (tmp_path / "c.jsonl").write_text('{"_id": "a", "text": "one"}\n')
     options = ("--role", "passage", "--model", "hash:384")
     assert run_process("encode", tmp_path / "c.jsonl", *options, "-o", tmp_path / "small").code == 0
-    said = describe.provenance_of(str(tmp_path / "small"))
+    small = VectorFile(str(tmp_path / "small"))
     carried = pa.schema([("_id", pa.string())])
     schema = parts.output_schema(carried, 384, OutputOptions(""))
     rng, rows = np.random.default_rng(0), 50_000
@@ -244,12 +245,13 @@ def test_an_index_of_two_gigabytes_is_searched_in_bounded_memory(tmp_path):
         for at in range(26):
             vectors = rng.normal(size=(rows, 384)).astype(np.float32)
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            own = parts.nothing(np.zeros(rows, "V16"), 384)
-            own.vectors[:] = vectors
-            yield parts.assemble(pa.table({"_id": [f"{at}-{row}" for row in range(rows)]}), schema, own)
+            columns = parts.EmbeddingColumns.zeros(np.zeros(rows, "V16"), 384)
+            columns.vectors[:] = vectors
+            carried = pa.table({"_id": [f"{at}-{row}" for row in range(rows)]})
+            yield parts.assemble(carried, schema, small.names, columns)
 
     index = tmp_path / "index.parquet"
-    parts.write(index, schema, said, tables(), durable=False)
+    parts.write(index, schema, small.provenance, tables(), durable=False)
     assert index.stat().st_size > 1.5e9  # compressed; 2.0e9 in memory
     (tmp_path / "q.jsonl").write_text("".join(json.dumps({"text": f"query {i}"}) + "\n" for i in range(50)))
     search = ["search", str(index), "--queries", str(tmp_path / "q.jsonl"), "-k", "10"]

@@ -1,6 +1,7 @@
 """The store: nothing half-made is ever seen, one writer at a time, damage is noticed."""
 
 import fcntl
+import json
 import os
 import random
 import signal
@@ -14,10 +15,16 @@ import pytest
 
 from embedcli.config import OutputOptions
 from embedcli.errors import DataError, LockedError, StorageError
+from embedcli.recipe import Recipe, Space, TemplateSource
 from embedcli.store import parts, staging
+from embedcli.store.provenance import ColumnProvenance, Provenance
+from embedcli.store.vector_file import VectorFile
 from tests.conftest import run_process, start
 
 SCHEMA = parts.output_schema(pa.schema([("text", pa.string())]), 8, OutputOptions("x"))
+SPACE = Space("m", "", "", "", ("hash",), 8, True)
+COLUMN = ColumnProvenance(Recipe(SPACE, "query", "{text}", 8), TemplateSource("option"), "float32", ())
+PROVENANCE = Provenance({"embedding": COLUMN}, "0", {})
 
 
 def some_table(rows=100):
@@ -25,28 +32,30 @@ def some_table(rows=100):
     carried = pa.table({"text": [f"text {i}" for i in range(rows)]})
     vectors = rng.normal(size=(rows, 8)).astype(np.float32)
     hashes = np.frombuffer(rng.bytes(16 * rows), "V16")
-    own = parts.Own(vectors, hashes, np.arange(rows, dtype=np.int32), np.zeros(rows, bool))
-    return parts.assemble(carried, SCHEMA, own)
+    columns = parts.EmbeddingColumns(vectors, hashes, np.arange(rows, dtype=np.int32), np.zeros(rows, bool))
+    return parts.assemble(carried, SCHEMA, parts.ColumnNames.of("embedding"), columns)
 
 
 def test_what_is_written_is_read(tmp_path):
     table = some_table()
-    assert parts.write(tmp_path / "p", SCHEMA, {"format_version": 1}, [table, table.slice(0, 0), table]) == 200
-    assert pa.concat_tables(parts.read_tables(tmp_path / "p")).equals(pa.concat_tables([table, table]))
-    with parts.open_file(tmp_path / "p") as file:
-        assert parts.provenance_of(file) == {"format_version": 1}
+    assert parts.write(tmp_path / "p", SCHEMA, PROVENANCE, [table, table.slice(0, 0), table]) == 200
+    assert pa.concat_tables(parts.read_row_groups(tmp_path / "p")).equals(pa.concat_tables([table, table]))
+    assert VectorFile(str(tmp_path / "p")).provenance == PROVENANCE
 
 
 def test_a_later_format_is_refused(tmp_path):
-    parts.write(tmp_path / "p", SCHEMA, {"format_version": 99}, [some_table()])
-    with parts.open_file(tmp_path / "p") as file, pytest.raises(DataError, match="format version 99"):
-        parts.provenance_of(file)
+    for version in (1, 99):
+        value = json.dumps({**PROVENANCE.to_json(), "format_version": version})
+        table = some_table().replace_schema_metadata({"embedcli": value})
+        pq.write_table(table, tmp_path / "p")
+        with pytest.raises(DataError, match=f"format version {version}"):
+            VectorFile(str(tmp_path / "p"))
 
 
 def test_every_flipped_bit_of_a_page_is_noticed_or_harmless(tmp_path):
     path = tmp_path / "p"
     table = some_table()
-    parts.write(path, SCHEMA, {"format_version": 1}, [table])
+    parts.write(path, SCHEMA, PROVENANCE, [table])
     sound = path.read_bytes()
     rng = random.Random(0)
     noticed = 0
@@ -55,7 +64,7 @@ def test_every_flipped_bit_of_a_page_is_noticed_or_harmless(tmp_path):
         place, bit = rng.randrange(pages), rng.randrange(8)
         path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << bit]) + sound[place + 1 :])
         try:
-            found = pa.concat_tables(parts.read_tables(path))
+            found = pa.concat_tables(parts.read_row_groups(path))
         except DataError:
             noticed += 1
             continue
@@ -64,9 +73,9 @@ def test_every_flipped_bit_of_a_page_is_noticed_or_harmless(tmp_path):
 
 
 def test_what_reads_back_short_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(parts, "read_tables", lambda path: iter([some_table(3)]))
+    monkeypatch.setattr(parts, "read_row_groups", lambda path: iter([some_table(3)]))
     with pytest.raises(StorageError, match="can't be read back whole"):
-        parts.write(tmp_path / "p", SCHEMA, {"format_version": 1}, [some_table()])
+        parts.write(tmp_path / "p", SCHEMA, PROVENANCE, [some_table()])
 
 
 def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monkeypatch):
@@ -84,7 +93,7 @@ def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monk
 
     monkeypatch.setattr(parts, "_write", damaging)
     with pytest.raises(StorageError, match="checksum"):
-        parts.write(tmp_path / "p", SCHEMA, {"format_version": 1}, [some_table()])
+        parts.write(tmp_path / "p", SCHEMA, PROVENANCE, [some_table()])
 
 
 def test_one_run_at_a_time(tmp_path):

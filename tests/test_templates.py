@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcli import registry, templates
+from embedcli import templates
 from embedcli.errors import ConfigurationError
+from embedcli.models import families
 
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
 BGE = "Represent this sentence for searching relevant passages: "
@@ -31,8 +32,8 @@ RENDERED = {
 
 
 def chosen(model, role, task=None, option=None, prompts=None):
-    family = registry.find_family([model], option)
-    return registry.choose(model, role, task, option, family, prompts)
+    family = families.find_family([model], option)
+    return families.choose_template(model, role, task, option, family, prompts)
 
 
 def rendered(template, text="T", **fields):
@@ -47,10 +48,10 @@ def test_registered_models_are_rendered_byte_for_byte(model, role):
 
 
 def test_every_role_of_every_family_parses_and_has_real_newlines():
-    for family in registry.families():
+    for family in families.families():
         assert family.source
         for role, string in family.roles.items():
-            template = templates.parse(string, role, family.name, family.task or "T")
+            template = templates.parse(string, role, family.name, task=family.task or "T")
             assert "\\" not in template.string
             assert "\r" not in template.string
 
@@ -94,7 +95,7 @@ def test_a_missing_field_is_that_rows_fault():
 def test_a_string_option_wins_over_everything():
     template = chosen("intfloat/e5-base-v2", "query", option="Q> {text}", prompts={"query": "other: "})
     assert rendered(template) == "Q> T"
-    assert template.origin == "--template"
+    assert str(template.source) == "--template"
 
 
 def test_a_family_can_be_named_for_a_finetune():
@@ -140,12 +141,13 @@ def test_refusals_say_what_and_how(arguments, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("roles = 3", "roles must be a dict"),
-        ("", "[roles] is missing"),
-        ("[roles]\nquery = 3", "roles.query must be a string"),
+        ("roles = 3", "Expected `object`, got `int` - at `$.roles`"),
+        ("", "missing required field `roles`"),
+        ("[roles]", "[roles] is empty"),
+        ("[roles]\nquery = 3", "Expected `str`, got `int` - at `$.roles[...]`"),
         ('[roles]\nquery = "no field"', "roles.query"),
-        ('pooling = 3\n[roles]\nquery = "{text}"', "pooling must be a str"),
-        ('colour = "red"\n[roles]\nquery = "{text}"', "unknown key 'colour'"),
+        ('pooling = 3\n[roles]\nquery = "{text}"', "at `$.pooling`"),
+        ('colour = "red"\n[roles]\nquery = "{text}"', "unknown field `colour`"),
         ("[roles", "not a readable template file"),
     ],
 )
@@ -153,12 +155,12 @@ def test_broken_template_files_name_the_key(tmp_path, content, message):
     path = tmp_path / "broken.toml"
     path.write_text(content)
     with pytest.raises(ConfigurationError) as caught:
-        registry.read_family(path)
+        families.read_family(path)
     assert message in caught.value.message
     assert str(path) in caught.value.message
 
 
 def test_a_literal_backslash_n_is_noticed():
-    assert registry.warn_literal_escape("Instruct: x\\nQuery: {text}")
-    assert registry.warn_literal_escape("Instruct: x\nQuery: {text}") is None
-    assert registry.warn_literal_escape("families\\named") is None
+    assert families.warn_literal_escape("Instruct: x\\nQuery: {text}")
+    assert families.warn_literal_escape("Instruct: x\nQuery: {text}") is None
+    assert families.warn_literal_escape("families\\named") is None

@@ -2,15 +2,15 @@
 
 import json
 
-from embedcli import registry
+from embedcli.models import families
 
 
 def test_list_names_every_family(cli):
     ran = cli("templates", "list")
-    for family in registry.families():
+    for family in families.families():
         assert family.name in ran.out.decode()
     found = [json.loads(line) for line in cli("templates", "list", "--json").lines]
-    assert [one["name"] for one in found] == [family.name for family in registry.families()]
+    assert [one["name"] for one in found] == [family.name for family in families.families()]
     assert next(one for one in found if one["name"] == "nv-embed")["facts"]["latent_attention"] is True
 
 
@@ -40,7 +40,7 @@ def test_show_of_a_models_own_prompts(cli, tiny_bert, tmp_path):
     tiny.write_json(copy / "config_sentence_transformers.json", {"prompts": {"query": "Q: ", "document": ""}})
     assert "Q: {text}  (the model's own prompts)" in cli("templates", "show", copy).out.decode()
     ran = cli("templates", "show", "somebody/unknown")
-    assert (ran.code, "nothing is known" in ran.err) == (78, True)
+    assert (ran.code, "unknown model" in ran.err) == (78, True)
 
 
 def test_render_shows_the_exact_string(cli):
@@ -66,16 +66,19 @@ def test_the_users_own_files_come_first_and_are_checked(cli, tmp_path, monkeypat
     monkeypatch.setenv("EMBEDCLI_TEMPLATES", str(own))
     assert json.loads(cli("templates", "render", "intfloat/e5-base-v2", "x", "--role", "query").lines[0]) == "own x"
     (own / "ours.toml").write_text('modles = []\n[roles]\nquery = "{text}"\n')
-    registry._read_all.cache_clear()
+    families._read_all.cache_clear()
     ran = cli("templates", "list")
-    assert (ran.code, "unknown key 'modles'" in ran.err) == (78, True)
+    assert (ran.code, "unknown field `modles`" in ran.err) == (78, True)
     monkeypatch.setenv("EMBEDCLI_TEMPLATES", "/nowhere")
     assert cli("templates", "list").code == 78
-    registry._read_all.cache_clear()
+    families._read_all.cache_clear()
 
 
 def test_a_run_warns_of_what_is_not_verified_and_of_untrained_cuts(cli, tiny_bert, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
     arguments = ("encode", tmp_path / "a.jsonl", "--role", "query", "--model", tiny_bert)
     assert "family modernbert-embed is not verified" in cli(*arguments, "--template", "modernbert-embed").err
-    assert "trained to be cut to 512, 1024, not to 8" in cli(*arguments, "--template", "mxbai", "--dim", 8).err
+    assert (
+        "trained to be truncated to 512, 1024 dimensions, not to 8"
+        in cli(*arguments, "--template", "mxbai", "--dim", 8).err
+    )

@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedcli import templates
-from embedcli.config import Facts
-from embedcli.encoder import checkpoint
-from embedcli.encoder.model_files import ModelFiles
-from embedcli.encoder.tokenize import Tokenizer
+from embedcli.encoder.tokenizer import Tokenizer
 from embedcli.errors import ConfigurationError
+from embedcli.models.facts import FamilyFacts
+from embedcli.models.hub import ModelFiles
+from embedcli.models.request import ModelRequest
+from embedcli.models.spec import read_spec
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,8 @@ def test_no_texts_have_no_ids(backend):
 def tokenizer_of(backend, max_length, **facts):
     files = ModelFiles("test", (), "", None, hash_dim=8)
     return Tokenizer(
-        backend, replace(checkpoint.read(files, Facts(), checkpoint.Wishes(max_length)), facts=Facts(**facts))
+        backend,
+        replace(read_spec(files, FamilyFacts(), ModelRequest(max_length=max_length)), facts=FamilyFacts(**facts)),
     )
 
 

@@ -147,7 +147,7 @@ def test_another_recipe_is_refused(option, value, cli, rows, output, tmp_path):
     encode(cli, corpus, output)
     before = content(output)
     ran, _ = encode(cli, corpus, output, "--update", option, value)
-    assert (ran.code, f"{value!r} here" in ran.err or f"{value} here" in ran.err) == (78, True)
+    assert (ran.code, f"{value!r} requested" in ran.err or f"{value} requested" in ran.err) == (78, True)
     assert "--overwrite" in ran.err
     assert content(output) == before
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedcli.choosing import Wanted
+from embedcli.analysis import verification
 from embedcli.config import InputOptions
-from embedcli.judging import verification
+from embedcli.models.request import ModelRequest
 from tests.conftest import SAMPLE
 
 TEXTS = [f"text number {i}" for i in range(60)]
@@ -32,7 +32,7 @@ def verify(cli, path, *options):
 
 
 def source(sample=0):
-    return verification.Source(Wanted(), None, InputOptions(), sample, None, "cpu")
+    return verification.VerifyOptions(ModelRequest(), None, InputOptions(), sample, None, "cpu")
 
 
 def rewritten(path, table):
@@ -133,8 +133,8 @@ def test_what_is_stale_is_named(cli, output, tmp_path):
     good, checks = verify(cli, output, "--corpus", now)
     assert not good
     assert checks["stale"]["rows"] == [0]
-    assert "2 rows of" in checks["corpus"]["said"]
-    assert checks["corpus"]["said"].endswith("row 0, 60")
+    assert "2 rows of" in checks["corpus"]["result"]
+    assert checks["corpus"]["result"].endswith("row 0, 60")
 
 
 def test_texts_that_are_not_carried_come_from_the_corpus(cli, tmp_path, output):
@@ -143,7 +143,7 @@ def test_texts_that_are_not_carried_come_from_the_corpus(cli, tmp_path, output):
     assert cli("encode", tmp_path / "c.jsonl", *options).code == 0
     good, checks = verify(cli, bare)
     assert (good, checks["texts"]["good"]) == (True, None)
-    assert "--corpus" in checks["texts"]["said"]
+    assert "--corpus" in checks["texts"]["result"]
     good, checks = verify(cli, bare, "--corpus", tmp_path / "c.jsonl")
     assert (good, checks["vectors again"]["good"]) == (True, True)
 
@@ -157,7 +157,7 @@ def test_a_sample_by_the_plainest_path_shows_what_half_precision_costs(cli, tmp_
         assert cli("encode", corpus, *options, "-o", output).code == 0
         good, checks = verify(cli, output, "--sample", "20", "--model", tiny_bert)
         assert good, checks
-        assert checks["vectors again"]["said"].startswith("20 rows encoded again")
+        assert checks["vectors again"]["result"].startswith("20 rows encoded again")
         strict = verify(cli, output, "--sample", "20", "--model", tiny_bert, "--least-cosine", "0.999999")[0]
         assert strict is (dtype == "float32")
 

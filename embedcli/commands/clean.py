@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from embedcli import console
-from embedcli.errors import EXIT_OK, EmbedcliError, InputMissingError, LockedError
+from embedcli.errors import EXIT_OK, EmbedcliError, InputMissingError, LockedError, from_os_error
 
 
 def clean(
@@ -38,12 +38,17 @@ def _clean(path: Path, dry_run: bool) -> EmbedcliError | None:
         if staging.is_marked(path):
             console.result(str(path))
         return None
+    if not staging.is_marked(path) and not any(path.iterdir()):  # nothing to remove, and perhaps nothing of ours
+        return None
     try:
         finished, size = staging.remove_leftovers(path)
     except LockedError:
         return LockedError(f"{path}: a run is at work there", "wait for it, or end it")
     except EmbedcliError as error:
         return error
+    except OSError as error:
+        error.filename = str(path)
+        return from_os_error(error)
     console.say(f"removed {finished:,} finished units, {console.size(size)}:")
     console.result(str(path))
     return None

@@ -12,12 +12,12 @@ from embedcli.errors import EXIT_OK
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from embedcli.judging.comparison import Comparison
+    from embedcli.analysis.comparison import Comparison
 
 
 def compare(
-    one: Annotated[str, typer.Argument(metavar="A", help="A file or folder of vectors that encode wrote.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="Another one of the same texts.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="A file or folder of vectors that encode wrote.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another one of the same texts.")],
     key: Annotated[
         str | None,
         typer.Option(
@@ -35,26 +35,30 @@ def compare(
 
     Exit codes: 0 done; 65 not files of vectors, or no common key; 66 no such file.
     """
-    from embedcli.judging import comparison, spaces
+    from embedcli.analysis.comparison import compare as compare_files
+    from embedcli.store.vector_file import open_ours
 
-    indexes = [spaces.open_index(path, embedding_column) for path in (one, other)]
-    found = comparison.compare(indexes[0], indexes[1], key)
+    comparison = compare_files(open_ours(first, embedding_column), open_ours(second, embedding_column), key)
     if as_json:
-        console.result(json.dumps(found.as_dict(), ensure_ascii=False))
+        console.result(json.dumps(comparison.to_json(), ensure_ascii=False))
     else:
-        console.table(list(_lines(found)), to_stdout=True)
+        console.table(list(_lines(comparison)), to_stdout=True)
     return EXIT_OK
 
 
-def _lines(found: "Comparison") -> "Iterator[tuple[str, str]]":
-    yield "space", "the same: the vectors compare" if found.same_space else "not the same: the vectors don't compare"
-    for name, (first, second) in found.differing.items():
+def _lines(comparison: "Comparison") -> "Iterator[tuple[str, str]]":
+    yield (
+        "space",
+        "the same: the vectors compare" if comparison.same_space else "not the same: the vectors don't compare",
+    )
+    for name, (first, second) in comparison.differing.items():
         yield "", f"{name}: {json.dumps(first, ensure_ascii=False)} and {json.dumps(second, ensure_ascii=False)}"
-    yield "rows", ", ".join(f"{count:,} {name}" for name, count in found.rows.items()) + f" (by {found.key})"
-    if found.cosines is None:
+    yield "rows", ", ".join(f"{count:,} {name}" for name, count in comparison.rows.items()) + f" (by {comparison.key})"
+    if comparison.cosines is None:
         yield "cosines", "none: no common rows, or other dimensions"
     else:
-        said = ", ".join(f"{name} {value:.6f}" for name, value in found.cosines.items())
-        yield "cosines", f"{said}; {found.identical:,} of {found.compared:,} vectors are identical"
-    if found.overlap is not None:
-        yield "neighbours", f"{found.overlap:.1%} of the 10 nearest are the same (over {found.asked:,} rows)"
+        values = ", ".join(f"{name} {value:.6f}" for name, value in comparison.cosines.items())
+        identical = f"{comparison.identical:,} of {comparison.compared:,} vectors are identical"
+        yield "cosines", f"{values}; {identical}"
+    if comparison.overlap is not None:
+        yield "neighbours", f"{comparison.overlap:.1%} of the 10 nearest are the same (over {comparison.asked:,} rows)"

@@ -11,21 +11,14 @@ import typer
 from embedcli import console, files
 from embedcli.commands import options
 from embedcli.commands.options import option
-from embedcli.config import (
-    STDIN,
-    STDOUT,
-    Compile,
-    InputOptions,
-    OnError,
-    OutputOptions,
-    VectorType,
-)
-from embedcli.console import closing, progress
+from embedcli.config import STDIN, STDOUT, Compile, InputOptions, OnError, OutputOptions, VectorType
+from embedcli.console import progress, run_summary
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from embedcli import choosing
-    from embedcli.job import Job
+    from embedcli.models.request import ModelRequest
+    from embedcli.models.resolve import ResolvedModel
+    from embedcli.run import Job
 
 
 def encode(
@@ -53,7 +46,7 @@ def encode(
     like: options.Like = None,
     normalize: Annotated[
         bool | None,
-        option("Give vectors norm 1. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
+        option("L2-normalize embeddings. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
     ] = None,
     dtype: options.Numbers = "auto",
     device: options.Device = "auto",
@@ -81,7 +74,7 @@ def encode(
         str | None, option("Columns to carry over, separated by commas; '' for none. Default: all.", "--columns")
     ] = None,
     embedding_column: Annotated[str, option("Name of the vector column.", "--embedding-column")] = "embedding",
-    vector_type: Annotated[VectorType, option("Number format of the stored vectors.", "--vector-type")] = "float32",
+    vector_type: Annotated[VectorType, option("Stored vector dtype.", "--vector-type")] = "float32",
     format: Annotated[  # noqa: A002 - the option's name
         Literal["parquet", "arrow", "jsonl"] | None, option("With -o -: arrow (IPC stream) or jsonl.", "--format")
     ] = None,
@@ -93,7 +86,8 @@ def encode(
     allow_empty: Annotated[
         bool, option("Accept an input without rows, or of which every row is rejected.", "--allow-empty")
     ] = False,
-    max_row_bytes: Annotated[int, option("Longest JSONL line.", "--max-row-bytes", min=1)] = 16 * 2**20,
+    max_row_bytes: Annotated[int, option("Maximum bytes of a JSONL line.", "--max-row-bytes", min=1, max=2**40)] = 16
+    * 2**20,
     binary_as_utf8: Annotated[
         bool, option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
     ] = False,
@@ -112,10 +106,10 @@ def encode(
     Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 69 workers or device lost; 73 output
     can't be created; 74 disk full; 75 output locked; 78 model or template unusable, or another recipe than before.
     """
-    from embedcli import choosing, sources
-    from embedcli import job as jobs
+    from embedcli import run, sources
+    from embedcli.models.request import ModelRequest
 
-    running = options.run_options(
+    run_options = options.run_options(
         device,
         dtype,
         batch_tokens=_batch_tokens(batch_tokens),
@@ -127,8 +121,8 @@ def encode(
         compile=compile,
     )
     _check_together(update, fresh, dry_run, output)
-    found = sources.find(inputs)
-    path = output if output is not None else _default_output(inputs, found, role)
+    names = sources.find(inputs)
+    path = output if output is not None else _default_output(inputs, names, role)
     output_options = OutputOptions(
         path=path.rstrip("/") or path,
         directory=path != STDOUT and (path.endswith("/") or Path(path).is_dir()),
@@ -139,25 +133,19 @@ def encode(
         min_rows=min_rows,
         allow_empty=allow_empty,
     )
-    jobs.check_places(output_options, found, report)  # before a model is looked for or fetched
-    wanted = choosing.Wanted(model, revision, trust_remote_code, template, task, max_length, dim, normalize)
-    chosen = _choose(wanted, role, like)
-    job = jobs.Job(
-        inputs=tuple(found),
-        checkpoint=chosen.checkpoint,
-        template=chosen.template,
-        input=InputOptions(
-            text_column=text_column,
-            columns=None if columns is None else tuple(options.names(columns)),
-            fields=chosen.template.fields,
-            max_row_bytes=max_row_bytes,
-            binary_as_utf8=binary_as_utf8,
-            on_error=on_error,
-        ),
-        output=output_options,
-        run=running,
+    run.check_places(output_options, names, report)  # before a model is looked for or fetched
+    request = ModelRequest(model, revision, trust_remote_code, template, task, max_length, dim, normalize)
+    resolved = _resolve(request, role, like)
+    input_options = InputOptions(
+        text_column=text_column,
+        columns=None if columns is None else tuple(options.names(columns)),
+        fields=resolved.template.fields,
+        max_row_bytes=max_row_bytes,
+        binary_as_utf8=binary_as_utf8,
+        on_error=on_error,
     )
-    return _look_ahead(job, quiet, report) if dry_run else _run(job, quiet, report)
+    job = run.Job(tuple(names), resolved.spec, resolved.template, input_options, output_options, run_options)
+    return _look_ahead(job, quiet, report) if dry_run else _encode(job, quiet, report)
 
 
 def _batch_tokens(value: str) -> int | None:
@@ -177,30 +165,31 @@ def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None
         raise UsageError("--update needs an output to update: -o - has none")
 
 
-def _choose(wanted: "choosing.Wanted", role: str, like: str | None) -> "choosing.Choice":
-    from embedcli import choosing
-    from embedcli.store import describe
+def _resolve(request: "ModelRequest", role: str, like: str | None) -> "ResolvedModel":
+    from embedcli.models.resolve import resolve, resolve_like
+    from embedcli.store.vector_file import open_ours
 
     if like is None:
-        chosen = choosing.choose(wanted, role)
+        resolved = resolve(request, role)
     else:
-        chosen = choosing.choose_like(wanted, role, describe.provenance_of(like), like)
-    for note in chosen.notes:
-        console.warn(note)
-    return chosen
+        resolved = resolve_like(request, role, open_ours(like).made, like)
+    for warning in resolved.warnings:
+        console.warn(warning)
+    return resolved
 
 
-def _run(job: "Job", quiet: bool, report: str | None) -> int:
-    from embedcli import job as jobs
+def _encode(job: "Job", quiet: bool, report: str | None) -> int:
+    from embedcli import run
 
-    with progress.watching(quiet) as watcher:
-        summary = jobs.run(job, watcher, sys.stdout.buffer if job.output.path == STDOUT else None)
+    stdout = sys.stdout.buffer if job.output.path == STDOUT else None
+    with progress.listening(quiet) as listener:
+        summary = run.encode_corpus(job, listener, stdout)
     if summary is None:  # a higher rank: rank 0 speaks for all
         return EXIT_OK
     if report is not None:
-        _write_report(report, summary.as_dict())
+        _write_report(report, summary.to_json())
     if not quiet:
-        closing.summary(summary)
+        run_summary.print_summary(summary)
     if job.output.path != STDOUT:
         console.result(job.output.path)
     # A launcher takes any code but 0 for a failure, and may start all over.
@@ -208,17 +197,17 @@ def _run(job: "Job", quiet: bool, report: str | None) -> int:
 
 
 def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
-    from embedcli import job as jobs
+    from embedcli import run
 
-    with progress.watching(quiet) as watcher:
-        found = jobs.look_ahead(job, watcher)
+    with progress.listening(quiet) as listener:
+        preview = run.look_ahead(job, listener)
     if report is not None:
-        _write_report(report, found.as_dict())
-    closing.preview(found)
-    if not found.fits:
+        _write_report(report, preview.to_json())
+    run_summary.print_preview(preview)
+    if not preview.fits:
         raise OutputError(
-            f"{job.output.path}: the run would write up to {console.size(found.needed_bytes)}, "
-            f"the disk has {console.size(found.free_bytes or 0)}",
+            f"{job.output.path}: the run would write up to {console.size(preview.needed_bytes)}, "
+            f"the disk has {console.size(preview.free_bytes or 0)}",
             "make space, carry fewer --columns, or write another --vector-type",
         )
     return EXIT_OK
@@ -232,10 +221,10 @@ def _write_report(path: str, content: dict[str, Any]) -> None:
     files.write_atomically(path, (json.dumps(marked, indent=2) + "\n").encode())
 
 
-def _default_output(inputs: list[str], found: list[str], role: str) -> str:
-    if len(inputs) > 1 or found != inputs or found == [STDIN]:
+def _default_output(inputs: list[str], names: list[str], role: str) -> str:
+    if len(inputs) > 1 or names != inputs or names == [STDIN]:
         what = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
-        raise UsageError(f"no output name follows from {what}", "name it: -o vectors.parquet")
+        raise UsageError(f"cannot derive an output name from {what}", "name it: -o vectors.parquet")
     if not re.fullmatch(r"[\w.-]+", role):
         raise UsageError(f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet")
     path = Path(inputs[0])
@@ -243,27 +232,27 @@ def _default_output(inputs: list[str], found: list[str], role: str) -> str:
     return str(path.with_name(f"{stem}.{role}.parquet"))
 
 
-def _format(path: str, wanted: str | None) -> Literal["parquet", "arrow", "jsonl"]:
+def _format(path: str, asked: str | None) -> Literal["parquet", "arrow", "jsonl"]:
     if path == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed")
     if path != STDOUT:
-        if wanted not in (None, "parquet"):
-            raise UsageError(f"--format {wanted} goes with -o -: files are Parquet")
+        if asked not in (None, "parquet"):
+            raise UsageError(f"--format {asked} goes with -o -: files are Parquet")
         return "parquet"
-    if wanted == "parquet":
+    if asked == "parquet":
         raise UsageError("Parquet can't be written to a pipe", "-o FILE, or --format arrow")
-    if wanted == "jsonl":
+    if asked == "jsonl":
         return "jsonl"
     if sys.stdout.isatty():
         raise UsageError("an Arrow stream is not for a terminal", "--format jsonl, or send it into a program or a file")
     return "arrow"
 
 
-def _rejects_path(path: str, on_error: OnError, wanted: str | None) -> str | None:
+def _rejects_path(path: str, on_error: OnError, asked: str | None) -> str | None:
     if on_error == "fail":
-        if wanted is not None:
+        if asked is not None:
             raise UsageError("--rejects goes with --on-error reject")
         return None
-    if wanted is None and path == STDOUT:
+    if asked is None and path == STDOUT:
         raise UsageError("with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl")
-    return wanted or f"{path.rstrip('/')}.rejects.jsonl"
+    return asked or f"{path.rstrip('/')}.rejects.jsonl"

@@ -5,7 +5,7 @@ import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,8 +15,8 @@ from embedcli.console import progress
 from embedcli.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from embedcli.choosing import Wanted
-    from embedcli.judging.evaluation import Data, Evaluation, Setup
+    from embedcli.analysis.evaluation import Data, Evaluation, RunDifference, Setup
+    from embedcli.models.request import ModelRequest
 
 
 def evaluate(
@@ -71,34 +71,37 @@ def evaluate(
     Exit codes: 0 done; 2 options that exclude each other; 65 bad data; 66 a file is missing; 73 results can't be
     written; 78 model or template unusable, vectors that don't compare, or ir-measures missing.
     """
-    from embedcli.choosing import Wanted
-    from embedcli.judging import comparing_runs, evaluation, metrics
-    from embedcli.judging import qrels as judgments
+    from embedcli.analysis import evaluation, metrics
+    from embedcli.models.request import ModelRequest
     from embedcli.store import results
 
     metrics.check_library()
-    wanted = Wanted(model, revision, trust_remote_code, _family(template), task, max_length, dim)
+    request = ModelRequest(model, revision, trust_remote_code, _family(template), task, max_length, dim)
     if per_query is not None:
         inputs = [("the corpus", corpus), ("the queries", queries), ("the judgments", qrels), ("--against", against)]
         files.check_distinct(per_query, "--per-query", [(what, path) for what, path in inputs if path is not None])
         results.check_place(per_query)
-    earlier = [comparing_runs.of_file(results.read(against), against)] if against is not None else []
-    data = evaluation.Data(corpus, queries, judgments.read(qrels), id_column, text_column, ignore_identical_ids)
-    setups = _setups(data, _setup("run", wanted, passage_template, query_template, like), models, ablate)
-    running = options.run_options(device, dtype, update=keep is not None)
+    others = [evaluation.RunValues.from_file(results.read(against), against)] if against is not None else []
+    judged = metrics.read_judgments(qrels)
+    data = evaluation.Data(corpus, queries, judged, id_column, text_column, ignore_identical_ids)
+    setups = _setups(data, _setup("run", request, passage_template, query_template, like), models, ablate)
+    run = options.run_options(device, dtype, update=keep is not None)
     with ExitStack() as stack:
         folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.mkdir(parents=True, exist_ok=True)
-        watcher = stack.enter_context(progress.watching(quiet))
-        found = [evaluation.evaluate(data, setup, running, folder, watcher) for setup in setups]
+        listener = stack.enter_context(progress.listening(quiet))
+        evaluator = evaluation.Evaluator(data, run, folder, listener)
+        evaluations = [evaluator.evaluate(setup) for setup in setups]
+    first, *rest = evaluations
     if per_query is not None:
-        results.write(per_query, found[0].per_query())
-    others = [*(comparing_runs.of_run(one) for one in found[1:]), *earlier]
-    compared = [comparing_runs.compare(found[0], *other) for other in others]
+        results.write(per_query, first.per_query())
+    others = [*map(evaluation.RunValues.of, rest), *others]
+    differences = [evaluation.compare_runs(evaluation.RunValues.of(first), other) for other in others]
     if as_json:
-        console.result(json.dumps({"runs": [one.as_dict() for one in found], "differences": compared}))
+        runs = [evaluated.to_json() for evaluated in evaluations]
+        console.result(json.dumps({"runs": runs, "differences": [less.to_json() for less in differences]}))
     else:
-        _print(found, compared)
+        _print(evaluations, differences)
     return EXIT_OK
 
 
@@ -111,20 +114,20 @@ def _family(template: str | None) -> str | None:
     return template
 
 
-def _setup(name: str, wanted: "Wanted", passages: str | None, queries: str | None, like: str | None) -> "Setup":
-    """The same for both roles, but for the templates given by hand. A task is the queries'."""
-    from embedcli.judging.evaluation import Setup
+def _setup(name: str, request: "ModelRequest", passages: str | None, queries: str | None, like: str | None) -> "Setup":
+    """Return the same request for both roles, but for the templates given by hand. A task is the queries'."""
+    from embedcli.analysis.evaluation import Setup
 
     return Setup(
         name,
-        replace(wanted, template=passages or wanted.template, task=None),
-        replace(wanted, template=queries or wanted.template),
-        like,
+        passages=replace(request, template=passages or request.template, task=None),
+        queries=replace(request, template=queries or request.template),
+        like=like,
     )
 
 
 def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None) -> list["Setup"]:
-    from embedcli.judging import evaluation
+    from embedcli.analysis import evaluation
 
     if models is not None and ablate is not None:
         raise UsageError("--models and --ablate exclude each other: one comparison at a time")
@@ -146,41 +149,42 @@ def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None
         return [setup]
     evaluation.check_texts(data, "--ablate template")
     evaluation.check_ablation(setup)
-    passages, queries = (
-        replace(wanted, template=evaluation.BARE, task=None) for wanted in (setup.passages, setup.queries)
+    without = replace(
+        setup,
+        name="without template",
+        passages=replace(setup.passages, template=evaluation.BARE_TEMPLATE, task=None),
+        queries=replace(setup.queries, template=evaluation.BARE_TEMPLATE, task=None),
     )
-    without = replace(setup, name="without template", passages=passages, queries=queries)
     return [replace(setup, name="with template"), without]
 
 
-def _column(one: "Evaluation") -> dict[str, str]:
-    """What is said of a run, by name."""
-    values = {name: f"{v.mean:.3f} [{v.low:.3f}, {v.high:.3f}]" for name, v in one.estimates().items()}
-    return {
-        **values,
-        "model": one.model,
-        "passage": json.dumps(one.templates["passage"], ensure_ascii=False),
-        "query": json.dumps(one.templates["query"], ensure_ascii=False),
-        "dimensions": f"{one.dim:,}",
-        "passages/s": f"{one.speed:,.0f}" if one.speed is not None else "not encoded now",
-        "size": console.size(one.bytes),
+def _column(evaluated: "Evaluation") -> dict[str, str]:
+    """Return what is told of a run, by name."""
+    column = {}
+    for name, value in evaluated.estimates().items():
+        column[name] = f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
+    return column | {
+        "model": evaluated.model,
+        "passage": json.dumps(evaluated.templates["passage"], ensure_ascii=False),
+        "query": json.dumps(evaluated.templates["query"], ensure_ascii=False),
+        "dimensions": f"{evaluated.dim:,}",
+        "passages/s": f"{evaluated.speed:,.0f}" if evaluated.speed is not None else "not encoded now",
+        "size": console.size(evaluated.bytes),
     }
 
 
-def _print(found: list["Evaluation"], compared: list[dict[str, Any]]) -> None:
-    columns = [_column(one) for one in found]
-    console.grid(["", *(one.name for one in found)], [[name, *(c[name] for c in columns)] for name in columns[0]])
-    first = found[0]
-    console.result(
-        f"\n{len(first.ids):,} judged queries, {first.rows:,} passages; in brackets 95 % intervals (bootstrap)"
-    )
-    for less in compared:
-        over = f"over {less['queries']:,} queries (paired permutation test)"
-        console.result(f"\n{first.name} less {less['other']}, {over}")
-        console.grid(
-            ["measure", "difference", "95 % interval", "p"],
-            [
-                [name, f"{d['mean']:+.3f}", f"[{d['low']:+.3f}, {d['high']:+.3f}]", f"{d['p']:.4f}"]
-                for name, d in less["measures"].items()
-            ],
-        )
+def _print(evaluations: "list[Evaluation]", differences: "list[RunDifference]") -> None:
+    columns = [_column(evaluated) for evaluated in evaluations]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
+    console.grid(["", *(evaluated.name for evaluated in evaluations)], rows)
+    first = evaluations[0]
+    counts = f"{len(first.ids):,} judged queries, {first.rows:,} passages"
+    console.result(f"\n{counts}; in brackets 95 % intervals (bootstrap)")
+    for less in differences:
+        over = f"over {less.queries:,} queries (paired permutation test)"
+        console.result(f"\n{first.name} less {less.other}, {over}")
+        rows = [
+            [name, f"{value.mean:+.3f}", f"[{value.low:+.3f}, {value.high:+.3f}]", f"{value.p:.4f}"]
+            for name, value in less.measures.items()
+        ]
+        console.grid(["measure", "difference", "95 % interval", "p"], rows)

@@ -1,12 +1,17 @@
 """`embedcli inspect`: what a file of vectors says of itself, and what its vectors are like."""
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from embedcli import console
 from embedcli.errors import EXIT_OK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from embedcli.analysis.inspection import Inspection
 
 
 def inspect(
@@ -24,11 +29,56 @@ def inspect(
 
     Exit codes: 0 done; 65 not a readable file of vectors; 66 no such file.
     """
-    from embedcli import inspection
+    from embedcli.analysis import inspection
 
-    found = inspection.inspect(file, embedding_column)
+    inspected = inspection.inspect(file, embedding_column)
     if as_json:
-        console.result(json.dumps(found.as_dict(), ensure_ascii=False))
+        console.result(json.dumps(inspected.to_json(), ensure_ascii=False))
     else:
-        console.table(inspection.lines(found), to_stdout=True)
+        rows = [*_provenance_rows(inspected), *_health_rows(inspected)]
+        console.table([row for row in rows if row[1]], to_stdout=True)
     return EXIT_OK
+
+
+def _provenance_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
+    yield "file", f"{inspected.file}  ({inspected.bytes:,} bytes)"
+    provenance, made = inspected.provenance, inspected.made
+    if provenance is None or made is None:
+        yield "made by", "not by embedcli, or its metadata was dropped: no provenance"
+        return
+    recipe, space = made.recipe, made.recipe.space
+    versions = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
+    yield "made by", f"embedcli {provenance.embedcli} ({versions})"
+    yield "model", f"{space.model}  {space.revision}".rstrip()
+    yield "weights", f"sha256 {space.weights}" if space.weights else ""
+    yield "pipeline", ", ".join([*space.pipeline, "normalized" if space.normalized else "not normalized"])
+    yield "role", f"{recipe.role}  ({made.template_source})"
+    yield "template", recipe.template
+    yield "max length", f"{recipe.max_length} tokens"
+    if made.made:
+        compiled = ", compiled," if made.compiled else ""
+        yield "computed", f"{', '.join(made.dtypes)}{compiled} on {', '.join(made.devices)}"
+    yield "space id", space.id
+    yield "recipe id", recipe.id
+    counts = provenance.counts
+    if counts is not None:
+        yield "accounting", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+
+
+def _health_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
+    yield "rows", f"{inspected.rows:,}"
+    yield "columns", ", ".join(f"{name} {kind}" for name, kind in inspected.columns.items())
+    yield "vectors", f"{inspected.embedding_column}: {inspected.dim} dimensions, {inspected.vector_type}"
+    if inspected.norm_min is None:
+        yield "norms", "no vectors"
+    else:
+        yield "norms", f"{inspected.norm_min:.6f} to {inspected.norm_max:.6f}"
+    bad = {"non-finite": inspected.non_finite, "zero": inspected.zero, "missing": inspected.missing}
+    yield "health", ", ".join(f"{count:,} {name}" for name, count in bad.items() if count) or "all finite, none zero"
+    if inspected.tokens is not None:
+        yield "tokens", ", ".join(f"{name} {value:,}" for name, value in inspected.tokens.items())
+    if inspected.truncated is not None:
+        share = inspected.truncated / max(1, inspected.rows)
+        yield "truncated", f"{inspected.truncated:,} of {inspected.rows:,} rows ({share:.1%})"
+    if inspected.duplicates is not None:
+        yield "duplicates", f"{inspected.duplicates:,} rows repeat an earlier rendered text"

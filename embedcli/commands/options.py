@@ -27,8 +27,10 @@ TrustRemoteCode = Annotated[
 ]
 Template = Annotated[str | None, option("A string with {text}, a template file, or a family's name.", "--template")]
 Task = Annotated[str | None, option("The instruction sentence, where the template has {task}.", "--task")]
-MaxLength = Annotated[int | None, option("Most tokens of a text, template included.", "--max-length", min=1)]
-Dim = Annotated[int | None, option("Keep the first so many dimensions, then normalize (Matryoshka).", "--dim", min=1)]
+MaxLength = Annotated[int | None, option("Maximum tokens per text, including the template.", "--max-length", min=1)]
+Dim = Annotated[
+    int | None, option("Truncate embeddings to the first N dimensions (Matryoshka), then normalize.", "--dim", min=1)
+]
 # For verbs that go by a file's own recipe: no environment variable speaks against it.
 LikeModel = Annotated[
     str | None, typer.Option("--model", help="The model's ./folder, where the file can't say it. Default: its own.")
@@ -45,9 +47,9 @@ Trust = Annotated[
 ]
 Like = Annotated[
     str | None,
-    option("Vectors that these are to be compared with: the same model, family, dimension, normalization.", "--like"),
+    option("Use the model, revision, template family, dimension and normalization of this vector file.", "--like"),
 ]
-Numbers = Annotated[DType, option("Number format of the weights; auto: bfloat16 where it is faster.", "--dtype")]
+Numbers = Annotated[DType, option("Model dtype; auto: bfloat16 where it is faster.", "--dtype")]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device")]
 TextColumn = Annotated[str, option("The column to embed; doc.text is a path into objects.", "--text-column")]
 VectorColumn = Annotated[

@@ -10,7 +10,7 @@ from embedcli.commands import options
 from embedcli.errors import EXIT_OK, UsageError
 
 if TYPE_CHECKING:
-    from embedcli.judging.probe import Probed, View
+    from embedcli.analysis.probe import Probed, View
 
 _MOST_IN_TABLE = 12
 
@@ -49,32 +49,32 @@ def probe(
     Exit codes: 0 done; 2 texts or options missing; 65 bad data; 66 input missing; 73 the picture can't be written; 78
     model or template unusable, or matplotlib missing.
     """
-    from embedcli.choosing import Wanted
-    from embedcli.judging import pictures
-    from embedcli.judging import probe as probing
+    from embedcli.analysis import plots
+    from embedcli.analysis.probe import probe as probe_texts
+    from embedcli.models.request import ModelRequest
 
     for path in plot or ():
-        pictures.check_name(path)
-    probed = _probed(texts, source, text_column, label, pairs)
-    wanted = Wanted(model, revision, trust_remote_code, template, None, max_length, dim)
-    running = options.run_options(device, dtype)
-    name, views = probing.probe(probed, wanted, role, instruction or (), running)
+        plots.check_name(path)
+    probed = _read_texts(texts, source, text_column, label, pairs)
+    request = ModelRequest(model, revision, trust_remote_code, template, max_length=max_length, dim=dim)
+    run = options.run_options(device, dtype)
+    name, views = probe_texts(probed, request, role, instruction or (), run)
     if plot:
-        pictures.draw(plot, probed, views, name)
+        plots.draw(plot, probed, views, name)
     if as_json:
-        said = {"model": name, "texts": probed.texts, "labels": probed.labels, "pairs": probed.pairs}
-        console.result(json.dumps(said | {"views": [view.as_dict() for view in views]}, ensure_ascii=False))
+        value = {"model": name, "texts": probed.texts, "labels": probed.labels, "pairs": probed.pairs}
+        console.result(json.dumps(value | {"views": [view.to_json() for view in views]}, ensure_ascii=False))
     else:
         _print(probed, views)
     return EXIT_OK
 
 
-def _probed(
+def _read_texts(
     texts: list[str] | None, source: str | None, text_column: str, label: str | None, pairs: str | None
 ) -> "Probed":
+    from embedcli.analysis import queries
+    from embedcli.analysis.probe import Probed
     from embedcli.config import InputOptions
-    from embedcli.judging import texts as inputs
-    from embedcli.judging.probe import Probed
 
     if bool(texts) == (source is not None):
         raise UsageError("say what to look at: texts, or --input FILE")
@@ -83,12 +83,12 @@ def _probed(
             raise UsageError("--label and --pairs name columns: they go with --input")
         return Probed(list(texts or ()))
     if pairs is None:
-        found = inputs.read(source, InputOptions(text_column, fields=(label,) if label else ()))
-        return Probed(found.texts, [str(value) for value in found.fields[label]] if label else [])
+        read = queries.read_texts(source, InputOptions(text_column, fields=(label,) if label else ()))
+        return Probed(read.texts, [str(value) for value in read.fields[label]] if label else [])
     names = options.names(pairs)
     if len(names) != 2 or label:
         raise UsageError("--pairs takes two columns, and no --label beside: --pairs de,en")
-    left, right = inputs.pairs(source, *names)
+    left, right = queries.read_pairs(source, *names)
     labels = [names[0]] * len(left) + [names[1]] * len(right)
     return Probed(left + right, labels, [(row, len(left) + row) for row in range(len(left))])
 

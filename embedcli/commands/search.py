@@ -1,7 +1,8 @@
 """`embedcli search`: its options, the search, its printing."""
 
 import sys
-from typing import Annotated
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +10,11 @@ from embedcli import console
 from embedcli.commands import options
 from embedcli.console import hits
 from embedcli.errors import EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from embedcli.analysis.search import Hit
 
 
 def search(
@@ -48,29 +54,44 @@ def search(
     Exit codes: 0 done; 2 a condition or column that isn't there; 65 not a file of vectors; 66 no such file; 78 vectors
     of another space, or in a role that isn't meant.
     """
-    from embedcli.choosing import Wanted
+    from embedcli.analysis import search as exact
+    from embedcli.analysis.queries import QueryEncoder
     from embedcli.config import InputOptions
-    from embedcli.judging import asking, spaces
-    from embedcli.judging import search as searching
+    from embedcli.models.request import ModelRequest
+    from embedcli.store.vector_file import open_ours
 
     if bool(texts) == (queries is not None):
         raise UsageError("say what to look for: texts, or --queries FILE")
-    indexes = [spaces.open_index(path, embedding_column) for path in (index, *(more or ()))]
-    shown = options.names(columns) if columns is not None else [name for one in indexes for name in one.carried]
-    searching.check_columns(indexes, shown if columns is not None else ())
-    wanted = Wanted(model, revision, trust_remote_code, template, task)
-    running, reading = options.run_options(device, dtype), InputOptions(text_column)
-    ask = asking.Ask(indexes[0], wanted, role, running, reading)
-    queries_found = ask.texts(texts) if texts else ask.file(queries or "")
-    for note in queries_found.notes:
-        console.warn(note)
-    found = searching.search(indexes, queries_found.vectors, k, list(dict.fromkeys(shown)), where)
+    indexes = [open_ours(path, embedding_column) for path in (index, *(more or ()))]
+    shown = [name for file in indexes for name in file.carried]
+    if columns is not None:
+        shown = options.names(columns)
+        exact.check_columns(indexes, shown)
+    encoder = QueryEncoder(
+        index=indexes[0],
+        request=ModelRequest(model, revision, trust_remote_code, template, task),
+        role=role,
+        run=options.run_options(device, dtype),
+        input=InputOptions(text_column),
+    )
+    encoded = encoder.encode_texts(texts) if texts else encoder.read_file(queries or "")
+    for warning in encoded.warnings:
+        console.warn(warning)
+    results = exact.search(indexes, encoded.vectors, k, list(dict.fromkeys(shown)), where)
     if as_json is None:
         as_json = sys.stdout is None or not sys.stdout.isatty()
     if as_json:
-        for line in searching.lines(queries_found, found):
-            console.result(line)
+        _print_json(encoded.texts, results)
     else:
-        for text, rows in zip(queries_found.texts, found, strict=True):
-            hits.table(text, rows)
+        for text, ranking in zip(encoded.texts, results, strict=True):
+            hits.table(text, ranking)
     return EXIT_OK
+
+
+def _print_json(texts: "Sequence[str]", results: "Sequence[Sequence[Hit]]") -> None:
+    """Print a JSON object for each hit."""
+    from embedcli.store.stream_writers import json_of
+
+    for row, (text, ranking) in enumerate(zip(texts, results, strict=True)):
+        for hit in ranking:
+            console.result(json_of({"query": text, "query_row": row, **asdict(hit)}))

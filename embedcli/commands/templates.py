@@ -11,7 +11,8 @@ from embedcli import console
 from embedcli.errors import EXIT_OK, ConfigurationError
 
 if TYPE_CHECKING:
-    from embedcli.registry import Family
+    from embedcli.models.families import Family
+    from embedcli.models.hub import ModelFiles
 
 
 def list_(
@@ -23,11 +24,11 @@ def list_(
 
     Exit codes: 0 done; 78 a template file is broken.
     """
-    from embedcli import registry
+    from embedcli.models import families
 
-    for family in registry.families():
+    for family in families.families():
         if as_json:
-            console.result(json.dumps(_as_dict(family), ensure_ascii=False))
+            console.result(json.dumps(_as_json(family), ensure_ascii=False))
             continue
         facts = family.facts
         rows = [
@@ -43,7 +44,7 @@ def list_(
     return EXIT_OK
 
 
-def _as_dict(family: "Family") -> dict[str, object]:
+def _as_json(family: "Family") -> dict[str, object]:
     facts = {name: value for name, value in asdict(family.facts).items() if value is not None}
     return {**asdict(family), "facts": facts}
 
@@ -61,19 +62,19 @@ def show(
 
     Exit codes: 0 done; 78 nothing is known of the model.
     """
-    from embedcli import registry
-    from embedcli.encoder import checkpoint, model_files
+    from embedcli.models import families, hub
+    from embedcli.models.spec import read_prompts
 
-    family = registry.find_family([model or ""], template) or registry.by_name(model)
+    family = families.find_family([model or ""], template) or families.by_name(model)
     files, missing = None, ""
     try:
-        files = model_files.find(model, revision, fetch=False)
-        family = registry.find_family(files.names, template) or family
+        files = hub.find(model, revision, fetch=False)
+        family = families.find_family(files.names, template) or family
     except ConfigurationError as error:
         missing = error.message
-    prompts = checkpoint.prompts(files) if files else {}
+    prompts = read_prompts(files) if files else {}
     if family is None and not prompts:
-        raise ConfigurationError(f"nothing is known of {model}", missing)
+        raise ConfigurationError(f"unknown model {model}", missing)
     rows = [("model", files.id if files else str(model))]
     if family is not None:
         rows += [(f"role {role}", f"{string}  (family {family.name})") for role, string in family.roles.items()]
@@ -87,29 +88,29 @@ def show(
     return EXIT_OK
 
 
-def _pipeline(files: object, family: "Family | None", missing: str) -> list[tuple[str, str]]:
-    """The pipeline's facts with their origin; the family's alone where the model isn't at hand."""
-    from embedcli.config import Facts
-    from embedcli.encoder import checkpoint
-    from embedcli.encoder.model_files import ModelFiles
+def _pipeline(files: "ModelFiles | None", family: "Family | None", missing: str) -> list[tuple[str, str]]:
+    """Return the pipeline's facts with their origin; the family's alone where the model isn't at hand."""
+    from embedcli.models.facts import FamilyFacts
+    from embedcli.models.spec import read_spec
 
-    facts = family.facts if family else Facts()
+    facts = family.facts if family else FamilyFacts()
     origin = f"family {family.name}" if family else ""
     stated = [(name, f"{value}  ({origin})") for name, value in asdict(facts).items() if value is not None]
-    if not isinstance(files, ModelFiles):
+    if files is None:
         return [*stated, ("files", f"not at hand: {missing}")]
     try:
-        found = checkpoint.read(files, facts, checkpoint.Wishes())
+        spec = read_spec(files, facts)
     except ConfigurationError as error:
         return [*stated, ("files", f"{error.message}; {error.hint}")]
-    who = {name: origin if by == "family" else by for name, by in found.origins.items()}
+    who = {name: origin if by == "family" else by for name, by in spec.origins.items()}
+    truncated = f", truncated to {', '.join(map(str, facts.dims))}" if facts.dims else ""
     return [
-        ("pipeline", ", ".join(found.pipeline)),
-        ("pooling", f"{'+'.join(found.pooling)}  ({who['pooling']})"),
-        ("max length", f"{found.max_length} tokens  ({who['max_length']})"),
-        ("dimensions", f"{found.full_dim}" + (f", cut to {', '.join(map(str, facts.dims))}" if facts.dims else "")),
-        ("normalized", f"{'yes' if found.normalize else 'no'}  ({who['normalize']})"),
-        ("weights", f"sha256 {found.weights}" if found.weights else ""),
+        ("pipeline", ", ".join(spec.pipeline)),
+        ("pooling", f"{'+'.join(spec.pooling) or 'hash'}  ({who['pooling']})"),
+        ("max length", f"{spec.max_length} tokens  ({who['max_length']})"),
+        ("dimensions", f"{spec.full_dim}{truncated}"),
+        ("normalized", f"{'yes' if spec.normalize else 'no'}  ({who['normalize']})"),
+        ("weights", f"sha256 {spec.weights}" if spec.weights else ""),
         ("files", f"{files.path}  {files.revision}".rstrip() if files.path else ""),
     ]
 
@@ -131,29 +132,31 @@ def render(
 
     Exit codes: 0 done; 2 a field is missing; 78 no template is known.
     """
-    from embedcli import registry, templates
-    from embedcli.encoder import checkpoint, model_files
+    from embedcli import templates
     from embedcli.errors import UsageError
+    from embedcli.models import families, hub
+    from embedcli.models.spec import read_prompts
 
-    family = registry.find_family([model], template) or registry.by_name(model)
+    family = families.find_family([model], template) or families.by_name(model)
     files = None
     if ids or family is None:
-        files = model_files.find(model, fetch=False)
-        family = registry.find_family(files.names, template) or family
-    prompts = checkpoint.prompts(files) if files else {}
-    chosen = registry.choose(model, role, task, template, family, prompts)
-    given = dict(field.partition("=")[::2] for field in fields or ())
-    rendered, faults = templates.render(chosen, [text], {name: [given.get(name)] for name in chosen.fields})
+        files = hub.find(model, fetch=False)
+        family = families.find_family(files.names, template) or family
+    prompts = read_prompts(files) if files else {}
+    chosen = families.choose_template(model, role, task, template, family, prompts)
+    values = dict(field.partition("=")[::2] for field in fields or ())
+    rendered, faults = templates.render(chosen, [text], {name: [values.get(name)] for name in chosen.fields})
     if faults:
         raise UsageError(faults[0].reason, f"--field {chosen.fields[0]}=...")
     console.result(json.dumps(rendered.strings[0], ensure_ascii=False))
     if files is not None and ids:
         from embedcli import encoder
-        from embedcli.config import Facts
+        from embedcli.models.facts import FamilyFacts
+        from embedcli.models.spec import read_spec
 
-        found = checkpoint.read(files, family.facts if family else Facts(), checkpoint.Wishes())
-        console.result(json.dumps(encoder.token_ids(found, rendered)[0]))
-    console.say(f"{chosen.role}, by {chosen.origin}: {chosen.string}")
+        spec = read_spec(files, family.facts if family else FamilyFacts())
+        console.result(json.dumps(encoder.token_ids(spec, rendered)[0]))
+    console.say(f"{chosen.role}, by {chosen.source}: {chosen.string}")
     return EXIT_OK
 
 

@@ -10,7 +10,7 @@ from embedcli.commands import options
 from embedcli.errors import EXIT_OK, DataError, InputMissingError, UsageError
 
 if TYPE_CHECKING:
-    from embedcli.judging.verification import Verdict
+    from embedcli.analysis.verification import Verdict
 
 
 def verify(
@@ -42,25 +42,25 @@ def verify(
     """
     from pathlib import Path
 
-    from embedcli.choosing import Wanted
+    from embedcli.analysis import verification
     from embedcli.config import InputOptions
-    from embedcli.judging import verification
+    from embedcli.models.request import ModelRequest
 
     if not Path(file).exists():
         raise InputMissingError(f"{file}: no such file or folder")
     if sample != "all" and not sample.isdecimal():
         raise UsageError(f"--sample {sample!r} is neither all nor a number")
-    source = verification.Source(
-        wanted=Wanted(model, revision, trust_remote_code, template),
+    verify_options = verification.VerifyOptions(
+        request=ModelRequest(model, revision, trust_remote_code, template),
         corpus=corpus,
-        reading=InputOptions(text_column),
+        input=InputOptions(text_column),
         sample=None if sample == "all" else int(sample),
-        least=least_cosine,
+        least_cosine=least_cosine,
         device=options.run_options(device, "float32").device,
     )
-    verdict = verification.verify(file, source, embedding_column)
+    verdict = verification.verify(file, verify_options, embedding_column)
     if as_json:
-        console.result(json.dumps(verdict.as_dict(), ensure_ascii=False))
+        console.result(json.dumps(verdict.to_json(), ensure_ascii=False))
     else:
         _print(verdict)
     return EXIT_OK if verdict.good else DataError.exit_code
@@ -68,7 +68,7 @@ def verify(
 
 def _print(verdict: "Verdict") -> None:
     marks = {True: "ok", False: "BAD", None: "-"}
-    rows = [(f"{marks[check.good]:<3}  {check.name}", check.said) for check in verdict.checks]
+    rows = [(f"{marks[check.good]:<3}  {check.name}", check.result) for check in verdict.checks]
     bad = sum(check.good is False for check in verdict.checks)
-    said = f"not what it says: {bad} of {len(rows)} checks failed" if bad else "the file is what it says"
-    console.table([*rows, (f"{marks[verdict.good]:<3}  verdict", said)], to_stdout=True)
+    result = f"not what it says: {bad} of {len(rows)} checks failed" if bad else "the file is what it says"
+    console.table([*rows, (f"{marks[verdict.good]:<3}  verdict", result)], to_stdout=True)

@@ -11,7 +11,7 @@ from rich.text import Text
 from embedcli.console import console_of, safe
 
 if TYPE_CHECKING:
-    from embedcli.judging.search import Hit
+    from embedcli.analysis.search import Hit
 
 _ID_WIDTH = 24
 _SNIPPET, _LEAST_SNIPPET = 400, 20

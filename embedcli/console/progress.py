@@ -12,7 +12,7 @@ from embedcli.console import console_of, duration, is_terminal, safe, say, warn
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from embedcli.store.claims import Beat
+    from embedcli.store.claims import Heartbeat
 
 _PLAIN_SECONDS = 30.0
 _SHOWN_WORKERS = 16
@@ -23,16 +23,16 @@ class _Silent:
         warn(message)
 
     def stage(self, name: str) -> None:
-        """Nobody looks."""
+        """Ignored."""
 
     def begin(self, rows: int) -> None:
-        """Nobody looks."""
+        """Ignored."""
 
     def advance(self, rows: int, tokens: int) -> None:
-        """Nobody looks."""
+        """Ignored."""
 
-    def workers(self, beats: "Sequence[Beat]") -> None:
-        """Nobody looks."""
+    def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
+        """Ignored."""
 
 
 class _Pace:
@@ -77,9 +77,9 @@ class _Lines(_Silent):
         speed = f"{pace.tokens_per_second:,.0f} tokens/s{self._busy}"
         say(f"{pace.rows:,} of {pace.total:,} rows, {speed}, {duration(pace.seconds_left)} left")
 
-    def workers(self, beats: "Sequence[Beat]") -> None:
-        busy = sum(beat.stage == "encoding" for beat in beats)
-        self._busy = f", {busy} of {len(beats)} workers encoding"
+    def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
+        busy = sum(heartbeat.stage == "encoding" for heartbeat in heartbeats)
+        self._busy = f", {busy} of {len(heartbeats)} workers encoding"
 
 
 class _Bar(_Silent):
@@ -107,23 +107,27 @@ class _Bar(_Silent):
             speed = f"{self._pace.tokens_per_second:,.0f} tokens/s"
             self._progress.update(self._task, description="encoding", speed=speed)
 
-    def workers(self, beats: "Sequence[Beat]") -> None:
-        for beat in beats:
-            if beat.worker not in self._workers:
+    def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
+        for heartbeat in heartbeats:
+            if heartbeat.worker not in self._workers:
                 if len(self._workers) == _SHOWN_WORKERS:
                     continue
-                self._workers[beat.worker] = self._progress.add_task("", total=None, speed="")
-            what = f"{beat.stage} unit {beat.unit}" if beat.unit is not None else beat.stage
-            line = f"  {beat.worker} {beat.device}: {what}"
-            shown = beat.unit is not None
+                self._workers[heartbeat.worker] = self._progress.add_task("", total=None, speed="")
+            what = f"{heartbeat.stage} unit {heartbeat.unit}" if heartbeat.unit is not None else heartbeat.stage
+            line = f"  {heartbeat.worker} {heartbeat.device}: {what}"
+            shown = heartbeat.unit is not None
             self._progress.update(
-                self._workers[beat.worker], description=safe(line), completed=beat.rows, total=beat.of, visible=shown
+                self._workers[heartbeat.worker],
+                description=safe(line),
+                completed=heartbeat.rows,
+                total=heartbeat.of,
+                visible=shown,
             )
 
 
 @contextlib.contextmanager
-def watching(quiet: bool) -> Iterator[_Silent]:
-    """A watcher of a run: a bar on a terminal, a line every 30 seconds elsewhere, nothing but warnings if quiet."""
+def listening(quiet: bool) -> Iterator[_Silent]:
+    """Listen to a run: a bar on a terminal, a line every 30 seconds elsewhere, nothing but warnings if quiet."""
     if quiet:
         yield _Silent()
     elif not is_terminal():

@@ -1,88 +1,74 @@
-"""Strings into vectors. Knows one model on one device; no files, ids, roles, ranks or progress bars."""
+"""Strings into vectors. Knows one model on one device; no files, ids, roles, ranks or progress bars.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+A backend is a row of BACKENDS and a module with three functions, which is imported when it is needed:
 
-import numpy as np
-import numpy.typing as npt
+    load(spec, options) -> Encoder
+    count_tokens(spec, rendered) -> list[int]      what the model would see of each text
+    token_ids(spec, rendered) -> list[list[int]]   the ids, special ones included
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
 
 from embedcli.config import RunOptions
-from embedcli.encoder import environment
-from embedcli.encoder.checkpoint import Checkpoint
-from embedcli.errors import ConfigurationError
+from embedcli.encoder.api import Encoded, Encoder, OnBatch
+from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
-OnBatch = Callable[[int, int], None]
+__all__ = ["BACKENDS", "Backend", "Encoded", "Encoder", "OnBatch", "backend_of", "count_tokens", "load", "token_ids"]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Vectors of n texts and what became of each.
+class Backend:
+    """What runs a model.
 
-    vectors: float32 [n, dim]; tokens: int32 [n], what the model saw; truncated: bool [n]; padded: tokens computed,
-    padding included; failed: rows without a usable vector, and why (their vectors are zero).
+    module: where its functions are; needs_torch: is torch imported, and may CUDA devices be used; libraries: whose
+    versions are recorded with the vectors.
     """
 
-    vectors: npt.NDArray[np.float32]
-    tokens: npt.NDArray[np.int32]
-    truncated: npt.NDArray[np.bool_]
-    padded: int
-    failed: dict[int, str] = field(default_factory=dict)
-
-
-class Encoder(Protocol):
-    """A loaded model: encodes rendered texts and says what it runs on."""
+    module: str
+    needs_torch: bool
+    libraries: tuple[str, ...]
 
     @property
-    def device(self) -> str:
-        """The device by name."""
-
-    @property
-    def dtype(self) -> str:
-        """The number format of the weights."""
-
-    @property
-    def compiled(self) -> bool:
-        """Does compiled code do the work?"""
-
-    def count_tokens(self, strings: list[str]) -> list[int]:
-        """Tokens of each string, special ones included, nothing cut."""
-
-    def prepare(self, rendered: Rendered) -> Any:
-        """What `encode` takes: the texts as tokens. May run while another thread encodes."""
-
-    def encode(self, prepared: Any, on_batch: OnBatch) -> Encoded:
-        """Encode prepared texts; vectors come in the order of the texts. `on_batch(rows, tokens)` reports progress."""
+    def functions(self) -> Any:
+        """The module, imported."""
+        return importlib.import_module(self.module)
 
 
-def load(checkpoint: Checkpoint, options: RunOptions) -> Encoder:
-    """Load a checkpoint onto its device. Imports torch only where the model needs it."""
-    if checkpoint.is_hash:
-        from embedcli.encoder.hashing import HashEncoder
-
-        return HashEncoder(checkpoint)
-    environment.prepare()
-    from embedcli.encoder.forward import TorchEncoder
-    from embedcli.encoder.loading import load_modules
-
-    return TorchEncoder(load_modules(checkpoint, options))
-
-
-def count_tokens(checkpoint: Checkpoint, rendered: Rendered) -> list[int]:
-    """How many tokens a model would see of each text. Loads the tokenizer, not the weights."""
-    if checkpoint.is_hash:
-        from embedcli.encoder.hashing import HashEncoder
-
-        return [min(count, checkpoint.max_length) for count in HashEncoder(checkpoint).count_tokens(rendered.strings)]
-    return [len(ids) for ids in token_ids(checkpoint, rendered)]
+BACKENDS = {
+    "torch": Backend(
+        module="embedcli.encoder.torch_backend",
+        needs_torch=True,
+        libraries=("torch", "transformers", "tokenizers", "numpy", "pyarrow"),
+    ),
+    "hash": Backend(
+        module="embedcli.encoder.hashing",
+        needs_torch=False,
+        libraries=("numpy", "pyarrow"),
+    ),
+}
 
 
-def token_ids(checkpoint: Checkpoint, rendered: Rendered) -> list[list[int]]:
-    """The ids that a model gets for each text, special ones included. Loads the tokenizer, not the weights."""
-    if checkpoint.is_hash:
-        raise ConfigurationError("the pseudo-model has no token ids")
-    environment.prepare()
-    from embedcli.encoder.loading import load_tokenizer
+def backend_of(spec: ModelSpec) -> Backend:
+    """Return the backend that runs a model."""
+    return BACKENDS["hash" if spec.is_hash else "torch"]
 
-    return load_tokenizer(checkpoint).encode(rendered).as_lists()
+
+def load(spec: ModelSpec, options: RunOptions) -> Encoder:
+    """Load a model onto its device. Raises ConfigurationError, DeviceError."""
+    encoder: Encoder = backend_of(spec).functions.load(spec, options)
+    return encoder
+
+
+def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
+    """Count the tokens that a model would see of each text. Loads the tokenizer, not the weights."""
+    counts: list[int] = backend_of(spec).functions.count_tokens(spec, rendered)
+    return counts
+
+
+def token_ids(spec: ModelSpec, rendered: Rendered) -> list[list[int]]:
+    """Return the ids that a model gets for each text, special ones included. Loads the tokenizer, not the weights."""
+    ids: list[list[int]] = backend_of(spec).functions.token_ids(spec, rendered)
+    return ids

@@ -5,11 +5,9 @@ as in float32, also on virtual machines whose tiles the libraries can't use (see
 there is one only: choosing by time, as compilers like to, would make the bytes depend on the time.
 """
 
-import contextlib
-import functools
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,14 @@ from embedcli.errors import ConfigurationError
 _PAYING_TOKENS = {"auto": 500_000, "bfloat16": 150_000}
 # Where the libraries use the tiles, too, compiled code gains a tenth and not four times.
 _PAYING_TOKENS_WITH_TILES = 10_000_000
-_PARSE = "_template_from_string"
 
 
-def wanted(options: RunOptions, device: torch.device) -> bool:
+def pays(options: RunOptions, device: torch.device) -> bool:
     """Is compiled code asked for, or does it pay? Under `auto` on CPUs with tiles alone: nothing else was measured."""
-    if options.compile != "auto":
+    if options.compile in ("on", "off"):
         return options.compile == "on"
+    if options.compile == "if-possible":
+        return device.type == "cpu" and environment.announces_tiles() and has_compiler()
     if device.type != "cpu" or options.dtype not in _PAYING_TOKENS or not environment.announces_tiles():
         return False
     paying = _PAYING_TOKENS_WITH_TILES if environment.has_tiles() else _PAYING_TOKENS[options.dtype]
@@ -42,22 +41,6 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
-@contextlib.contextmanager
-def _templates_kept() -> Iterator[None]:
-    """The compiler parses the text templates of its kernels anew for each product: a third of its time."""
-    from torch._inductor.codegen import common
-
-    own = vars(common.KernelTemplate).get(_PARSE)
-    if own is None:  # a detail of the compiler's: other releases may have it elsewhere
-        yield
-        return
-    setattr(common.KernelTemplate, _PARSE, staticmethod(functools.cache(common.KernelTemplate._template_from_string)))
-    try:
-        yield
-    finally:
-        setattr(common.KernelTemplate, _PARSE, own)
-
-
 def _keep_code() -> None:
     """Compiled code is kept beside other tools' caches, closed to other users, not in the common temporary folder."""
     try:
@@ -67,7 +50,7 @@ def _keep_code() -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "embedcli" / "compiled"))
 
 
-def compiled(transformer: Any, run: Callable[[Any], object]) -> Any:
+def compile_model(transformer: Any, run: Callable[[Any], object]) -> Any:
     """The transformer compiled; `run` runs it on a pack, once. Raises ConfigurationError where that isn't possible."""
     _keep_code()
     from torch._inductor import config
@@ -77,7 +60,7 @@ def compiled(transformer: Any, run: Callable[[Any], object]) -> Any:
     if next(transformer.parameters()).device.type == "cpu":
         settings |= {"max_autotune": True, "max_autotune_gemm_backends": "CPP"}
     try:
-        with config.patch(settings), _templates_kept(), torch.inference_mode():
+        with config.patch(settings), torch.inference_mode():
             run(best)
     except Exception as error:  # the compiler's own, of many kinds
         reason = " ".join(str(error).split())[:200]

@@ -9,12 +9,29 @@ import re
 
 import numpy as np
 
-from embedcli.encoder import Encoded, OnBatch
-from embedcli.encoder.checkpoint import Checkpoint
+from embedcli.config import RunOptions
+from embedcli.encoder.api import Encoded, OnBatch
+from embedcli.errors import ConfigurationError
+from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
 _WORD = re.compile(r"\S+")
 _ROWS_AT_ONCE = 1024
+
+
+def load(spec: ModelSpec, options: RunOptions) -> "HashEncoder":
+    """Return the encoder. No option changes it."""
+    return HashEncoder(spec)
+
+
+def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
+    """Count the words that the pseudo-model would see of each text."""
+    return [min(count, spec.max_length) for count in HashEncoder(spec).count_tokens(rendered.strings)]
+
+
+def token_ids(spec: ModelSpec, rendered: Rendered) -> list[list[int]]:
+    """Refuse: there are no ids. Raises ConfigurationError."""
+    raise ConfigurationError("the pseudo-model has no token ids")
 
 
 class HashEncoder:
@@ -24,10 +41,10 @@ class HashEncoder:
     dtype = "float32"
     compiled = False
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._full_dim = checkpoint.full_dim
-        self._dim, self._max_length = checkpoint.dim, checkpoint.max_length
-        self._normalize = checkpoint.normalize
+    def __init__(self, spec: ModelSpec) -> None:
+        self._full_dim = spec.full_dim
+        self._dim, self._max_length = spec.dim, spec.max_length
+        self._normalize = spec.normalize
 
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Words of each string, nothing cut."""

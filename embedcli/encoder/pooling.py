@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Pooling = Callable[[Tensor, Tensor], Tensor]
+from embedcli.models.facts import Pooling
+
+PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def cls(states: Tensor, mask: Tensor) -> Tensor:
@@ -54,11 +56,11 @@ def max_tokens(states: Tensor, mask: Tensor) -> Tensor:
     return states.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(dim=1).float()
 
 
-POOLINGS: dict[str, Pooling] = {
-    "cls": cls,
-    "mean": mean,
-    "max": max_tokens,
-    "mean_sqrt_len": mean_sqrt_len,
-    "weighted_mean": weighted_mean,
-    "last_token": last_token,
+POOLINGS: dict[Pooling, PoolingFunction] = {
+    Pooling.CLS: cls,
+    Pooling.MEAN: mean,
+    Pooling.MAX: max_tokens,
+    Pooling.MEAN_SQRT_LEN: mean_sqrt_len,
+    Pooling.WEIGHTED_MEAN: weighted_mean,
+    Pooling.LAST_TOKEN: last_token,
 }

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from embedcli.config import STDIN
 from embedcli.errors import DataError, InputChangedError, InputMissingError, from_os_error
+from embedcli.files import descriptor_of
 from embedcli.records import InputFile
 
 _SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
@@ -86,14 +87,17 @@ def open_input(name: str, spool: Path) -> InputFile:
     """
     shown = "<stdin>" if name == STDIN else name
     try:
-        path = name if name != STDIN and stat.S_ISREG(os.stat(name).st_mode) else _copy(name, spool)
+        # A descriptor is another one in a worker, and a pipe can be read once: both are copied.
+        is_plain = descriptor_of(name) is None and stat.S_ISREG(os.stat(name).st_mode)
+        path = name if is_plain else _copy(name, spool)
+        identity = identity_of(os.stat(path))
         head = _head(path)
         if _is_compressed(head):
-            path = _decompress(path, shown, head, f"{spool}.plain")
-            head = _head(path)
+            unpacked = _decompress(path, shown, head, f"{spool}.plain", identity)
+            return InputFile(shown, unpacked, _format(_head(unpacked), shown))
     except OSError as error:
         raise from_os_error(error, shown) from None
-    return InputFile(shown, path, _format(head, shown), identity_of(os.stat(path)) if path == name else ())
+    return InputFile(shown, path, _format(head, shown), identity if is_plain else ())
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
@@ -132,16 +136,24 @@ def _is_compressed(head: bytes) -> bool:
     return head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", *_ZSTD_SKIPPABLE))
 
 
-def _decompress(path: str, name: str, head: bytes, target: str) -> str:
-    """Write out what a gzip or zstd file holds; damage becomes DataError, never a traceback or a short corpus."""
+def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[int, ...]) -> str:
+    """Write out what a gzip or zstd file holds; damage becomes DataError, never a traceback or a short corpus.
+
+    Raises InputChangedError where the file changes meanwhile, which looks like damage.
+    """
     kind = "gzip" if head.startswith(b"\x1f\x8b") else "zstd"
     try:
         with open(path, "rb") as stream:
             source = gzip.GzipFile(fileobj=stream) if kind == "gzip" else pa.CompressedInputStream(stream, "zstd")
-            return _write(iter(lambda: source.read(_BLOCK), b""), target)
+            _write(iter(lambda: source.read(_BLOCK), b""), target)
+            if identity_of(os.fstat(stream.fileno())) != identity:
+                raise changed(InputFile(name, path, kind), "while it was decompressed")
+            return target
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
+        if identity_of(os.stat(path)) != identity:
+            raise changed(InputFile(name, path, kind), "while it was decompressed") from None
         raise DataError(f"{name}: damaged {kind} stream: {error}", "the file is cut off or was changed") from None
 
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
-from embedcli.sources import columns
+from embedcli.sources import json_types as columns
 from embedcli.sources.files import changed
-from embedcli.sources.rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
+from embedcli.sources.json_rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
 
 _MAX_COLUMNS = 1000
@@ -202,7 +202,7 @@ def _read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
     try:
         with open(file.path, "rb", buffering=2**20) as stream:
             lines = list(_lines(stream, unit.start, unit.stop, unit.first, options.max_row_bytes))
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise changed(file, "it is gone") from None
     if _digest(lines) != unit.digest:
         raise changed(file, f"from line {unit.first}")

@@ -226,7 +226,7 @@ class _Cursor:
         self._identity = file.identity
         try:
             self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise changed(file, "it is gone") from None
         weakref.finalize(self, os.close, self._descriptor)
         self.check()
@@ -249,7 +249,7 @@ class _Cursor:
             return
         try:
             same = self._planned_digest() == self.file.digest
-        except DataError:
+        except (DataError, OSError):
             same = False
         if not same:
             raise changed(self.file, "its content is another one")

@@ -20,10 +20,10 @@ _BEAT_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What a worker says of itself; a new number of moves means that it lives.
 
-    rows (of so many) and tokens are those of its unit so far; moves count what it has done since it started, finished
+    rows (out of `of`) and tokens are those of its unit so far; moves count what it has done since it started, finished
     its units.
     """
 
@@ -38,13 +38,13 @@ class Beat:
     finished: int = 0
 
 
-class Pulse:
-    """How long a worker has shown no move."""
+class StallDetector:
+    """Notices a worker that has made no move for too long."""
 
     def __init__(self) -> None:
         self._moves, self._since = -1, time.monotonic()
 
-    def is_still(self, moves: int, limit: float) -> bool:
+    def is_stalled(self, moves: int, limit: float) -> bool:
         """Has the number of moves been this one for more than `limit` seconds? Never, where the limit is 0."""
         now = time.monotonic()
         if moves != self._moves:
@@ -53,18 +53,18 @@ class Pulse:
 
 
 @dataclass
-class Board:
+class ClaimBoard:
     """A run's claims, results and signs of life, as seen by one worker."""
 
     stage: Staging
     worker: str
     on_advance: Callable[[int, int], None] | None = None
-    _beat: Beat = field(init=False)
+    _beat: Heartbeat = field(init=False)
     _shown: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._beat = Beat(self.worker)
+        self._beat = Heartbeat(self.worker)
         for folder in ("claims", "done", "beats", "failed"):
             (self.stage.run / folder).mkdir(exist_ok=True)
 
@@ -95,7 +95,7 @@ class Board:
         """The worker that has taken a unit; empty where nobody has."""
         return _read(self._claim(index))
 
-    def claims(self) -> int:
+    def count_claims(self) -> int:
         """How many units somebody has taken."""
         return sum(1 for _ in (self.stage.run / "claims").iterdir())
 
@@ -169,13 +169,13 @@ class Board:
         self._shown = time.monotonic()
         self._put(self.stage.run / "beats" / self.worker, asdict(self._beat))
 
-    def beats(self) -> list[Beat]:
+    def heartbeats(self) -> list[Heartbeat]:
         """What all workers say of themselves."""
         found = []
         for path in sorted((self.stage.run / "beats").iterdir()):
             if path.suffix != ".tmp":
                 with contextlib.suppress(FileNotFoundError):
-                    found.append(Beat(**json.loads(path.read_bytes())))
+                    found.append(Heartbeat(**json.loads(path.read_bytes())))
         return found
 
     def _claim(self, index: int) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 
 from embedcli import files
 from embedcli.errors import DataError, OutputError
-from embedcli.store import parts, seal
+from embedcli.store import manifest, parts
 
 KIND = "kind"
 REPORT = "embedcli report"
@@ -25,6 +25,8 @@ REJECT = "embedcli reject"
 _MOST_BYTES = 2**24
 _PART_NAME = re.compile(r"part-\d{6,}-[0-9a-f]+\.parquet")
 _NAMED_AT_MOST = 10
+# As matplotlib writes the property in PNG, PDF and SVG.
+_PICTURE_MARKS = (b"Software\0embedcli", b"/Creator (embedcli)", b"<dc:title>embedcli</dc:title>")
 
 
 def check_replaceable(path: str, option: str, is_ours: Callable[[str], bool]) -> None:
@@ -69,19 +71,13 @@ def _more(count: int) -> str:
 
 def named_by_manifest(directory: Path) -> set[str]:
     """Return the names in a dataset folder that its manifest accounts for; none where the manifest isn't whole."""
-    manifest = directory / parts.MANIFEST
     try:
-        if not manifest.is_file() or seal.is_whole(manifest, parts.MANIFEST_MARK) is not True:
+        if not manifest.is_whole(directory):
             return set()
-        listed = [part["file"] for part in json.loads(manifest.read_bytes())["parts"]]
+        listed = [part["file"] for part in json.loads((directory / manifest.NAME).read_bytes())["parts"]]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {parts.MANIFEST, *(name for name in listed if isinstance(name, str) and _PART_NAME.fullmatch(name))}
-
-
-def is_dataset(path: Path) -> bool:
-    """Tell whether a folder is one of our outputs."""
-    return parts.MANIFEST in named_by_manifest(path)
+    return {manifest.NAME, *(name for name in listed if isinstance(name, str) and _PART_NAME.fullmatch(name))}
 
 
 def is_vector_file(path: str) -> bool:
@@ -108,13 +104,14 @@ def are_results(path: str) -> bool:
 
 
 def is_picture(path: str) -> bool:
-    """Tell whether a file is a picture that we drew."""
-    return parts.METADATA_KEY in _head(path)
+    """Tell whether a file is a picture that we drew, by the property that names the program."""
+    content = _head(path)
+    return any(mark in content for mark in _PICTURE_MARKS)
 
 
 def _has_key(path: str, key: bytes) -> bool:
     try:
-        with parts.open_file(path) as file:
+        with files.open_parquet(path) as file:
             return key in (file.schema_arrow.metadata or {})
     except (DataError, OSError):
         return False

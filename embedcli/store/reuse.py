@@ -1,168 +1,114 @@
-"""Vectors that lie on disk already: as whole row groups that can stay as they are, and one by one by hash.
+"""Vectors on disk, found by the hash of their text.
 
 A vector is a function of the recipe and the rendered text, so the hash of that text finds it; rows and files play no
 part. The index is a pair of sorted arrays on disk, mapped into memory: 16 bytes a row, shared by all processes.
 """
 
-from collections import OrderedDict
+import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from embedcli.errors import DataError
-from embedcli.store import parts
+from embedcli.store.parts import EmbeddingColumns, Hashes
+from embedcli.store.vector_file import RowGroup, RowGroupCache
 
-_KEYS, _PLACES = "known-keys.npy", "known-places.npy"
-_OPEN_FILES = 8
-# Row groups kept in memory while lookups jump between them.
-_CACHE_BYTES = 256 * 2**20
+_KEYS = "index-keys.npy"
+_POSITIONS = "index-positions.npy"
 
-
-@dataclass(frozen=True)
-class Block:
-    """A row group of one of our files: what became of a unit."""
-
-    path: Path
-    group: int
-    rows: int
+# The first eight bytes of each hash.
+Prefixes = npt.NDArray[np.uint64]
 
 
-def blocks_of(path: Path) -> list[Block]:
-    """All row groups of a file. Raises DataError where it is damaged."""
-    with parts.open_file(path) as opened:
-        groups = range(opened.metadata.num_row_groups)
-        return [Block(path, group, opened.metadata.row_group(group).num_rows) for group in groups]
+def text_hashes(rendered: Sequence[str]) -> Hashes:
+    """Return 16 bytes that stand for each rendered text, as voids [n]: BLAKE2b of its UTF-8, untruncated."""
+    blake2b = hashlib.blake2b
+    digests = [blake2b(text.encode(), digest_size=16).digest() for text in rendered]
+    return np.frombuffer(b"".join(digests), "V16")
 
 
-class Shelf:
-    """Reads row groups; a few files stay open, a few row groups in memory."""
-
-    def __init__(self) -> None:
-        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
-        self._owns: OrderedDict[Block, parts.Own] = OrderedDict()
-
-    def table(self, block: Block, columns: Sequence[str] | None = None) -> pa.Table:
-        """A row group, or some columns of it. Raises DataError where it is damaged or gone."""
-        return parts.read_group(self._file(block.path), block.path, block.group, list(columns) if columns else None)
-
-    def schema(self, block: Block) -> pa.Schema:
-        """The schema of a block's file, without metadata."""
-        return self._file(block.path).schema_arrow.remove_metadata()
-
-    def provenance(self, path: Path) -> dict[str, Any]:
-        """What a file says of its making; nothing where it isn't ours. Raises DataError where it is gone."""
-        return parts.provenance_of(self._file(path)) or {}
-
-    def own(self, block: Block) -> parts.Own:
-        """Our columns of a row group: its last four."""
-        if block in self._owns:
-            self._owns.move_to_end(block)
-            return self._owns[block]
-        own = own_of(self.table(block, self.schema(block).names[-4:]))
-        self._owns[block] = own
-        while len(self._owns) > 1 and sum(one.vectors.nbytes for one in self._owns.values()) > _CACHE_BYTES:
-            self._owns.popitem(last=False)
-        return own
-
-    def lengths(self, block: Block) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """The tokens of a row group's texts, and which were truncated."""
-        table = self.table(block, self.schema(block).names[-2:])
-        return table.column(0).to_numpy(), table.column(1).to_numpy()
-
-    def hashes(self, block: Block) -> npt.NDArray[Any]:
-        """The hashes of a row group's texts, as voids [rows]."""
-        name = self.schema(block).names[-3]
-        return parts.hashes_of(self.table(block, [name]).column(name))
-
-    def holds(self, block: Block, carried: pa.Table, schema: pa.Schema, hashes: npt.NDArray[Any]) -> bool:
-        """Does a row group hold just these rows: the same texts, and the same carried values?"""
-        if block.rows != len(hashes) or self.schema(block) != schema:
-            return False
-        if not np.array_equal(self.hashes(block), hashes):
-            return False
-        return not carried.num_columns or self.table(block, carried.column_names).equals(carried)
-
-    def _file(self, path: Path) -> pq.ParquetFile:
-        if path not in self._files:
-            try:
-                self._files[path] = parts.open_file(path)
-            except FileNotFoundError:
-                raise DataError(f"{path}: is gone") from None
-            if len(self._files) > _OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(path)
-        return self._files[path]
-
-
-def own_of(table: pa.Table) -> parts.Own:
-    """The last four columns of a table, which are ours, as arrays."""
-    vector, hashes, tokens, truncated = table.columns[-4:]
-    return parts.Own(parts.vectors_of(vector), parts.hashes_of(hashes), tokens.to_numpy(), truncated.to_numpy())
-
-
-def prefixes(hashes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """The first eight bytes of each hash: enough to look it up, not to trust it."""
+def hash_prefixes(hashes: Hashes) -> Prefixes:
+    """Return the first eight bytes of each hash: enough to look it up, not to trust it."""
     return np.ascontiguousarray(hashes).view("<u8").reshape(-1, 2)[:, 0]
 
 
-def build_index(blocks: Sequence[Block], directory: Path) -> None:
-    """Write the index of all rows of the blocks: sorted prefixes, and where each stands, the first one first."""
-    shelf = Shelf()
-    keys = np.concatenate([np.empty(0, np.uint64), *(prefixes(shelf.hashes(block)) for block in blocks)])
+def distinct(hashes: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+    """Return the rows whose hash is new, in order, and for each row the number of its hash among those."""
+    _, first_rows, numbers = np.unique(hash_prefixes(hashes), return_index=True, return_inverse=True)
+    if not np.array_equal(hashes[first_rows[numbers]], hashes):  # two hashes that begin alike
+        return np.arange(len(hashes)), np.arange(len(hashes))
+    order = np.argsort(first_rows)
+    return first_rows[order], np.argsort(order)[numbers]
+
+
+def build_index(groups: Sequence[RowGroup], directory: Path) -> None:
+    """Write the index of all rows of some row groups: sorted prefixes, and the position of each row.
+
+    Of equal prefixes the first row comes first.
+    """
+    cache = RowGroupCache()
+    keys = np.concatenate([np.empty(0, np.uint64), *(hash_prefixes(cache.hashes(group)) for group in groups)])
     order = np.argsort(keys, kind="stable")
-    np.save(directory / _PLACES, order)
+    np.save(directory / _POSITIONS, order)
     np.save(directory / _KEYS, keys[order])
 
 
 def has_index(directory: Path) -> bool:
-    """Is the index there?"""
+    """Tell whether the index is there."""
     return (directory / _KEYS).exists()
 
 
-class Known:
-    """The vectors of some blocks, found by hash."""
+class VectorIndex:
+    """The vectors of some row groups, found by hash."""
 
-    def __init__(self, blocks: Sequence[Block], directory: Path, shelf: Shelf) -> None:
-        self.blocks, self._shelf = tuple(blocks), shelf
-        self._starts = np.cumsum([0, *(block.rows for block in self.blocks)])
-        self.keys = np.load(directory / _KEYS, mmap_mode="r")
-        self._places = np.load(directory / _PLACES, mmap_mode="r")
+    def __init__(self, groups: Sequence[RowGroup], directory: Path, cache: RowGroupCache) -> None:
+        self.groups = tuple(groups)
+        self._cache = cache
+        # Rows are counted over all groups; a group's rows begin at its start.
+        self._starts = np.cumsum([0, *(group.rows for group in self.groups)])
+        self._keys = np.load(directory / _KEYS, mmap_mode="r")
+        self._positions = np.load(directory / _POSITIONS, mmap_mode="r")
 
-    def take(self, hashes: npt.NDArray[Any], dim: int) -> tuple[parts.Own, npt.NDArray[np.int64]]:
-        """For each hash its values, and the number of the block that they come from: -1, and zeros, where unknown."""
-        own, source = parts.nothing(hashes, dim), np.full(len(hashes), -1, np.int64)
-        places = self._find(hashes)
-        numbers = np.where(places >= 0, np.searchsorted(self._starts, places, side="right") - 1, -1)
+    def take(self, hashes: Hashes, dim: int) -> tuple[EmbeddingColumns, npt.NDArray[np.int64]]:
+        """Return for each hash its values, and the number of the row group they come from.
+
+        Where a hash is unknown the values are zeros and the number is -1.
+        """
+        columns = EmbeddingColumns.zeros(hashes, dim)
+        source = np.full(len(hashes), -1, np.int64)
+        positions = self._find(hashes)
+        numbers = np.where(positions >= 0, np.searchsorted(self._starts, positions, side="right") - 1, -1)
         for number in np.unique(numbers[numbers >= 0]):
-            found, rows = self._shelf.own(self.blocks[number]), np.flatnonzero(numbers == number)
-            at = places[rows] - self._starts[number]
-            sound = found.hashes[at] == hashes[rows]  # the whole hash: its first bytes may be another text's
-            rows, at = rows[sound], at[sound]
-            own.vectors[rows], own.tokens[rows] = found.vectors[at], found.tokens[at]
-            own.truncated[rows], source[rows] = found.truncated[at], number
-        return own, source
+            stored = self._cache.embedding_columns(self.groups[number])
+            rows = np.flatnonzero(numbers == number)
+            stored_rows = positions[rows] - self._starts[number]
+            # The prefix may be another text's: the whole hash decides.
+            same = stored.hashes[stored_rows] == hashes[rows]
+            rows, stored_rows = rows[same], stored_rows[same]
+            columns.vectors[rows] = stored.vectors[stored_rows]
+            columns.tokens[rows] = stored.tokens[stored_rows]
+            columns.truncated[rows] = stored.truncated[stored_rows]
+            source[rows] = number
+        return columns, source
 
-    def _find(self, hashes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The row of each hash's first occurrence, counted over all blocks; -1 where there is none."""
-        if not len(self.keys):
+    def _find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Return the position of each hash's first occurrence; -1 where there is none."""
+        if not len(self._keys):
             return np.full(len(hashes), -1, np.int64)
-        wanted = prefixes(hashes)
-        at = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
-        return np.where(self.keys[at] == wanted, self._places[at], -1)
+        keys = hash_prefixes(hashes)
+        nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return np.where(self._keys[nearest] == keys, self._positions[nearest], -1)
 
 
-def removed(before: npt.NDArray[np.uint64], now: Iterable[npt.NDArray[np.uint64]]) -> int:
-    """How many of the sorted keys `before` have no partner among the keys `now`; each is the partner of one."""
-    keys, left = np.unique(before, return_counts=True)
-    for some in now:
-        found, counts = np.unique(some, return_counts=True)
-        at = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
-        hit = keys[at] == found
-        left[at[hit]] -= counts[hit]
-    return int(np.maximum(left, 0).sum())
+def count_removed(before: Prefixes, now: Iterable[Prefixes]) -> int:
+    """Count the keys `before` that have no partner among the keys `now`. Each key is the partner of one."""
+    keys, unmatched = np.unique(before, return_counts=True)
+    if not len(keys):
+        return 0
+    for prefixes in now:
+        present, counts = np.unique(prefixes, return_counts=True)
+        position = np.minimum(np.searchsorted(keys, present), len(keys) - 1)
+        hit = keys[position] == present
+        unmatched[position[hit]] -= counts[hit]
+    return int(np.maximum(unmatched, 0).sum())

@@ -141,8 +141,9 @@ def open_staging(output: Path, token: str, fresh: bool = False, keep: bool = Fal
             try:
                 _prepare(stage, fresh)
                 yield stage
-            except BaseException:
+            except BaseException as error:
                 keep = True
+                name_places(error, stage)
                 raise
             finally:
                 if keep and stage.is_worth_keeping:
@@ -222,6 +223,9 @@ def _prepare(stage: Staging, fresh: bool) -> None:
     for name in os.listdir(stage.path):
         if name not in kept:  # what a run that was killed left
             _remove(stage.path / name)
+    for name in _KEPT:
+        if (stage.path / name).is_symlink():  # whatever it leads to is not ours
+            (stage.path / name).unlink()
     for name in (*_KEPT, stage.run.name):
         (stage.path / name).mkdir(mode=0o777 if name == "output" else 0o700, exist_ok=True)
     sync(stage.path)
@@ -282,15 +286,20 @@ def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -
     try:
         made = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except PermissionError:
+        if os.fstat(descriptor).st_uid == os.geteuid():
+            raise AccessError(f"{name}: can't be written", "remove it, or choose another name with -o") from None
         raise _foreign(name) from None
-    owner = os.fstat(made).st_uid
+    status, probed = os.fstat(descriptor), os.fstat(made)
     os.close(made)
-    status = os.fstat(descriptor)
-    if not keep or owner != status.st_uid:
+    is_foreign = probed.st_uid != status.st_uid
+    # Some file systems know no modes: there a file made for its owner alone is open to others, too.
+    has_modes = not probed.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+    is_open = has_modes and bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+    if is_foreign or is_open or not keep:
         os.unlink(probe)
-    if owner != status.st_uid:
+    if is_foreign:
         raise _foreign(name)
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if is_open:
         raise AccessError(f"{name}: other users can write in it", "remove it, or choose another name with -o")
 
 

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embedcli.encoder import environment, model_files
+from embedcli.encoder import environment
+from embedcli.models import hub
 
 LENGTH = 256
 COMPILED = "embedcli"  # as it is by itself
@@ -225,7 +226,7 @@ def main():
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     wanted = parser.parse_args()
     environment.prepare()  # peers, too, are kept from instructions that this machine hasn't got
-    model = model_files.find(None).path
+    model = hub.find(None).path
     if wanted.one:
         CONTENDERS[wanted.one](wanted.corpus, wanted.output, model)
         return

@@ -1,0 +1,129 @@
+"""Views of a probe as a picture. The only place that knows matplotlib."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embedcli import files
+from embedcli.analysis.probe import Probed, View
+from embedcli.errors import ConfigurationError, UsageError
+from embedcli.store import ownership
+
+# A picture's formats, and the properties of each: the program, by which we know our own pictures, and no date.
+_PROPERTIES = {
+    ".png": {"Software": "embedcli", "Creation Time": None},
+    ".svg": {"Creator": "embedcli", "Date": None},
+    ".pdf": {"Creator": "embedcli", "CreationDate": None},
+}
+FORMATS = tuple(_PROPERTIES)
+# Okabe and Ito's colours, told apart by all kinds of colour vision; markers differ besides.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "o^sDvPX"
+_MOST_IN_TABLE = 16
+_MOST_NAMED = 30
+_PANEL = 4.6
+
+
+def check_name(path: str) -> None:
+    """See that a picture can be drawn under the name, before a model is loaded.
+
+    Raises UsageError; OutputError, AccessError where its folder can't take it; ConfigurationError without matplotlib.
+    """
+    if Path(path).suffix not in FORMATS:
+        raise UsageError(f"--plot {path}: a picture ends in {', '.join(FORMATS)}")
+    ownership.check_replaceable(path, "--plot", ownership.is_picture)
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigurationError("--plot needs the package matplotlib", "pip install 'embedcli[plot]'") from None
+
+
+def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str) -> None:
+    """Draw a column for each view: the table of cosines where it is small, and the projection. Raises StorageError."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tables = len(probed.texts) <= _MOST_IN_TABLE and not probed.pairs
+    rows = 2 if tables else 1
+    figure = Figure(figsize=(_PANEL * len(views), _PANEL * rows + 0.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(rows, len(views), squeeze=False)
+    widest = max(float(np.abs(view.places[:, 0]).max()) for view in views)
+    for column, view in enumerate(views):
+        heading = textwrap.fill(view.name if column == 0 else f"“{view.name}”", 44)
+        panels[0][column].set_title(heading, fontsize=10, fontweight="bold")
+        if tables:
+            _table(panels[0][column], probed, view)
+        _projection(panels[-1][column], probed, view, widest)
+    if probed.labels:
+        panels[-1][0].legend(fontsize=8, loc="best", framealpha=0.9)
+    _same_scale(panels[-1])
+    figure.suptitle(f"{model}: {len(probed.texts)} texts", fontsize=11)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # all files get the layout that was found
+    with matplotlib.rc_context({"svg.hashsalt": "embedcli"}):  # equal pictures, equal bytes
+        for path in paths:
+            picture, suffix = io.BytesIO(), Path(path).suffix
+            figure.savefig(picture, format=suffix[1:], dpi=150, metadata=_PROPERTIES[suffix])
+            files.write_atomically(path, picture.getvalue())
+
+
+def _table(panel: Any, probed: Probed, view: View) -> None:
+    """Cosines as numbers on shades of one colour."""
+    panel.imshow(view.cosines, vmin=0, vmax=1, cmap="Blues")
+    names = [textwrap.shorten(text, 18, placeholder="…") for text in probed.texts]
+    panel.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
+    panel.set_yticks(range(len(names)), names, fontsize=8)
+    size = 9 if len(names) <= 8 else 6
+    for (row, column), value in np.ndenumerate(view.cosines):
+        shade = "white" if value > 0.6 else "black"
+        panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=shade)
+    panel.set_xlabel("cosine", fontsize=8)
+
+
+def _projection(panel: Any, probed: Probed, view: View, widest: float) -> None:
+    for one, other in probed.pairs:
+        panel.plot(*view.places[[one, other]].T, color="0.75", linewidth=0.7, zorder=1)
+    kinds = probed.labels or ["text"] * len(probed.texts)
+    for at, kind in enumerate(dict.fromkeys(kinds)):
+        own = np.array([label == kind for label in kinds])
+        style = {"color": _COLOURS[at % len(_COLOURS)], "marker": _MARKERS[at % len(_MARKERS)], "s": 22}
+        panel.scatter(*view.places[own].T, label=textwrap.shorten(kind, 30), alpha=0.85, linewidths=0, **style)
+    if len(probed.texts) <= _MOST_NAMED and not probed.pairs:
+        for text, place in zip(probed.texts, view.places, strict=True):
+            name = textwrap.shorten(text, 24, placeholder="…")
+            # Towards the middle: beyond the frame names would be cut.
+            side, step = ("right", -5) if place[0] > widest / 2 else ("left", 5)
+            panel.annotate(name, place, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side)
+    panel.axhline(0, color="0.9", linewidth=0.6, zorder=0)
+    panel.axvline(0, color="0.9", linewidth=0.6, zorder=0)
+    panel.set_xlabel(f"direction 1: {view.shares[0]:.0%} of the variance\n{_caption(probed, view)}", fontsize=8)
+    panel.set_ylabel(f"direction 2: {view.shares[1]:.0%} of the variance", fontsize=8)
+    panel.tick_params(labelsize=7)
+    panel.margins(0.15)
+
+
+def _caption(probed: Probed, view: View) -> str:
+    """What the picture alone doesn't show."""
+    said = [f"moved by {view.moved.mean():.2f} on average"] if view.moved.any() else []
+    if view.partners is not None:
+        one, other = dict.fromkeys(probed.labels)
+        ways = f"{one} to {other} {view.partners[0]:.0%}, {other} to {one} {view.partners[1]:.0%}"
+        said.append(f"nearest is the partner: {ways}")
+    if view.same_label is not None and view.partners is None:
+        said.append(f"nearest has the same label: {view.same_label:.0%}")
+    return "; ".join(said)
+
+
+def _same_scale(panels: Sequence[Any]) -> None:
+    """One scale for all, so that distances compare."""
+    for limits, set_limits in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
+        found = [getattr(panel, limits)() for panel in panels]
+        low, high = min(one[0] for one in found), max(one[1] for one in found)
+        for panel in panels:
+            getattr(panel, set_limits)(low, high)

@@ -1,0 +1,150 @@
+"""What instructions do to a model: the same texts with and without, side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedcli import encoder
+from embedcli.analysis.queries import embed_with
+from embedcli.config import RunOptions
+from embedcli.errors import ConfigurationError, DataError
+from embedcli.models.request import ModelRequest
+from embedcli.models.resolve import resolve
+from embedcli.models.spec import ModelSpec
+from embedcli.recipe import BY_OPTION
+from embedcli.templates import Field, Template
+
+Floats = npt.NDArray[np.float64]
+BARE = "no instruction"
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Texts to look at. labels: what each is, if that is known; pairs: the numbers of texts that mean the same."""
+
+    texts: list[str]
+    labels: list[str] = field(default_factory=list)
+    pairs: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class View:
+    """The texts under one instruction.
+
+    cosines: [n, n]; places: [n, 2], the vectors less their mean, projected on their two leading singular directions;
+    shares: of the variance, for these two. moved: [n], 1 - the cosine with the same text's vector without instruction.
+    partners: of each side's texts, the share whose nearest on the other side is the partner; None without pairs.
+    same_label: the share of texts whose nearest other has the same label; None without labels.
+    """
+
+    name: str
+    template: str
+    cosines: Floats
+    places: Floats
+    shares: tuple[float, float]
+    moved: Floats
+    partners: tuple[float, float] | None = None
+    same_label: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return {
+            "instruction": self.name,
+            "template": self.template,
+            "cosines": np.round(self.cosines, 6).tolist(),
+            "places": np.round(self.places, 6).tolist(),
+            "shares_of_variance": [round(share, 6) for share in self.shares],
+            "moved": np.round(self.moved, 6).tolist(),
+            "nearest_is_partner": self.partners,
+            "nearest_has_same_label": self.same_label,
+        }
+
+
+def probe(
+    probed: Probed, request: ModelRequest, role: str, instructions: Sequence[str], run: RunOptions
+) -> tuple[str, list[View]]:
+    """Return the model's name; a view without instruction, then one for each. Loads the model once.
+
+    Raises ConfigurationError, DataError where a text gives no vector or there are fewer than two.
+    """
+    if len(probed.texts) < 2:
+        raise DataError("there must be two texts at least")
+    spec, templates = _templates(request, role, instructions)
+    model = encoder.load(spec, run)
+    vectors = {name: _vectors(model, template, probed.texts) for name, template in templates.items()}
+    bare = vectors[BARE]
+    views = [_view(name, template.string, vectors[name], bare, probed) for name, template in templates.items()]
+    aligned = [replace(view, places=_align_signs(view.places, views[0].places)) for view in views]
+    return spec.files.id, aligned
+
+
+def _templates(
+    request: ModelRequest, role: str, instructions: Sequence[str]
+) -> tuple[ModelSpec, Mapping[str, Template]]:
+    """Return for each instruction the role's template with that as its task; where it has none, with that before it."""
+    bare = resolve(replace(request, template="{text}", task=None), role)
+    templates = {BARE: bare.template}
+    for instruction in instructions:
+        try:
+            templates[instruction] = resolve(replace(request, task=instruction), role).template
+        except ConfigurationError:
+            resolve(request, role)  # says what is wrong, if it isn't the task
+            text = Field("text", None)
+            templates[instruction] = Template((f"{instruction} ", text), role, BY_OPTION)
+    return bare.spec, templates
+
+
+def _vectors(model: encoder.Encoder, template: Template, texts: Sequence[str]) -> Floats:
+    """Return vectors of norm 1, float64 [n, dim]."""
+    vectors = embed_with(model, template, texts, {}).astype(np.float64)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _view(name: str, template: str, vectors: Floats, bare: Floats, probed: Probed) -> View:
+    cosines = vectors @ vectors.T
+    places, shares = _projected(vectors)
+    return View(
+        name=name,
+        template=template,
+        cosines=cosines,
+        places=places,
+        shares=shares,
+        moved=np.maximum(0, 1 - (vectors * bare).sum(axis=1)),
+        partners=_partners(cosines, probed.pairs) if probed.pairs else None,
+        same_label=_same_label(cosines, probed.labels) if probed.labels else None,
+    )
+
+
+def _projected(vectors: Floats) -> tuple[Floats, tuple[float, float]]:
+    centred = vectors - vectors.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    places = np.zeros((len(vectors), 2))
+    kept = min(2, len(sizes))
+    places[:, :kept] = left[:, :kept] * sizes[:kept]
+    variances = np.zeros(2)
+    variances[:kept] = sizes[:kept] ** 2
+    total = float((sizes**2).sum())
+    return places, (float(variances[0] / total), float(variances[1] / total)) if total else (0.0, 0.0)
+
+
+def _align_signs(places: Floats, like: Floats) -> Floats:
+    """Choose the sign of each direction, which is arbitrary, so that texts lie as in the first view."""
+    signs = np.sign((places * like).sum(axis=0))
+    return places * np.where(signs == 0, 1, signs)
+
+
+def _partners(cosines: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
+    left = np.array([text for text, _ in pairs])
+    right = np.array([partner for _, partner in pairs])
+    across = cosines[np.ix_(left, right)]  # [pairs, pairs]
+    partner = np.arange(len(pairs))
+    return float((across.argmax(axis=1) == partner).mean()), float((across.argmax(axis=0) == partner).mean())
+
+
+def _same_label(cosines: Floats, labels: Sequence[str]) -> float:
+    others = cosines - 3 * np.eye(len(cosines))  # not itself
+    nearest = others.argmax(axis=1)
+    return float(np.mean([labels[row] == labels[other] for row, other in enumerate(nearest)]))

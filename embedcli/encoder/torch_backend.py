@@ -1,0 +1,29 @@
+"""The backend `torch`: models of transformers. Settles the environment before torch is imported."""
+
+from embedcli.config import RunOptions
+from embedcli.encoder import environment
+from embedcli.encoder.api import Encoder
+from embedcli.models.spec import ModelSpec
+from embedcli.records import Rendered
+
+
+def load(spec: ModelSpec, options: RunOptions) -> Encoder:
+    """Load a model onto its device. Raises ConfigurationError, DeviceError."""
+    environment.prepare()
+    from embedcli.encoder.forward import TorchEncoder
+    from embedcli.encoder.loading import load_model
+
+    return TorchEncoder(load_model(spec, options))
+
+
+def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
+    """Count the tokens that the model would see of each text."""
+    return [len(ids) for ids in token_ids(spec, rendered)]
+
+
+def token_ids(spec: ModelSpec, rendered: Rendered) -> list[list[int]]:
+    """Return the ids that the model gets for each text, special ones included."""
+    environment.prepare()
+    from embedcli.encoder.loading import load_tokenizer
+
+    return load_tokenizer(spec).encode(rendered).as_lists()

@@ -1,0 +1,187 @@
+"""What a run is asked to do, what it says on the way, and what it reports at the end."""
+
+import contextlib
+import importlib.metadata
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cache
+from typing import Any, Protocol
+
+import embedcli
+from embedcli import encoder
+from embedcli.config import InputOptions, OutputOptions, RunOptions
+from embedcli.models.spec import ModelSpec
+from embedcli.recipe import Differences, Recipe, TemplateSource
+from embedcli.store.claims import Heartbeat
+from embedcli.store.provenance import ColumnProvenance, Made, OutputCounts, Provenance, merge_made
+from embedcli.templates import Template
+
+WAITING_FOR_INPUT, WAITING_FOR_OUTPUT = "waiting for input", "waiting for output"
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one run is asked to do."""
+
+    inputs: tuple[str, ...]
+    spec: ModelSpec
+    template: Template
+    input: InputOptions
+    output: OutputOptions
+    run: RunOptions
+
+    @property
+    def recipe(self) -> Recipe:
+        """What makes this run's vectors what they are."""
+        return Recipe(
+            space=self.spec.space,
+            role=self.template.role,
+            template=self.template.string,
+            max_length=self.spec.max_length,
+        )
+
+    def provenance(self, made: Sequence[Made], counts: OutputCounts | None = None) -> Provenance:
+        """Return the provenance of some of this run's vectors; with the counts, of the whole output."""
+        column = ColumnProvenance(
+            recipe=self.recipe,
+            template_source=self.template.source,
+            vector_type=self.output.vector_type,
+            made=merge_made(made),
+        )
+        return Provenance(
+            columns={self.output.embedding_column: column},
+            embedcli=embedcli.__version__,
+            libraries=_versions(encoder.backend_of(self.spec).libraries),
+            counts=counts,
+        )
+
+    def differences(self, made: ColumnProvenance) -> Differences:
+        """Return how vectors on disk differ from this run's in recipe or vector type: (there, here) by field."""
+        differences = self.recipe.differences(made.recipe)
+        vector_types = (made.vector_type, self.output.vector_type)
+        return {**differences, "vector_type": vector_types} if vector_types[0] != vector_types[1] else differences
+
+    def differences_to_reuse(self, made: ColumnProvenance) -> Differences:
+        """Return the same for vectors that are to stand beside this run's: their dtype counts, too, if one is asked."""
+        differences = self.differences(made)
+        is_same = self.run.dtype == "auto" or not made.dtypes or made.dtypes == [self.run.dtype]
+        return differences if is_same else {**differences, "dtype": (", ".join(made.dtypes), self.run.dtype)}
+
+
+@cache
+def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in libraries}
+
+
+class ProgressListener(Protocol):
+    """Whoever wants to know how the run goes."""
+
+    def warn(self, message: str) -> None:
+        """Something the user should look at."""
+
+    def stage(self, name: str) -> None:
+        """What goes on now; `encoding` once the model is there."""
+
+    def begin(self, rows: int) -> None:
+        """The work on units starts; so many rows are to come."""
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """So many more rows are done, and tokens encoded."""
+
+    def workers(self, heartbeats: Sequence[Heartbeat]) -> None:
+        """What each of several workers is doing."""
+
+
+@dataclass
+class Counts:
+    """What came in and what became of it, in rows.
+
+    rows_out = reused + resumed + embedded: vectors taken from the output as it was, from an interrupted run, and new
+    ones. duplicates: rows of rows_out whose text stood in their unit before. removed: rows of the output as it was
+    whose text is not among the new ones. tokens: of all rows; encoded_tokens and padded_tokens: what was computed now,
+    without and with padding.
+    """
+
+    rows_in: int = 0
+    rows_out: int = 0
+    rejected: int = 0
+    reused: int = 0
+    resumed: int = 0
+    embedded: int = 0
+    removed: int = 0
+    duplicates: int = 0
+    truncated: int = 0
+    blank: int = 0
+    prefixed: int = 0
+    tokens: int = 0
+    encoded_tokens: int = 0
+    padded_tokens: int = 0
+
+    def add(self, other: "Counts") -> None:
+        """Add what another has counted."""
+        for count in fields(self):
+            setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
+
+    def of_output(self) -> OutputCounts:
+        """Return the counts that an output records."""
+        return OutputCounts(
+            rows_in=self.rows_in,
+            rows_out=self.rows_out,
+            rejected=self.rejected,
+            truncated=self.truncated,
+            blank=self.blank,
+            tokens=self.tokens,
+        )
+
+
+@dataclass
+class Summary:
+    """What a run did, for the console and `--report`. Times are in seconds, summed over the workers.
+
+    `launched` tells whether the processes are ranks of a launcher, `update` whether an earlier output was reused,
+    `published` whether the output had to change.
+    """
+
+    output: str
+    recipe: Recipe
+    template_source: TemplateSource
+    example: str = ""
+    device: str = ""
+    dtype: str = ""
+    compiled: bool = False
+    workers: int = 1
+    launched: bool = False
+    restarts: int = 0
+    update: bool = False
+    published: bool = True
+    counts: Counts = field(default_factory=Counts)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def limited_by(self) -> str:
+        """The stage that the others waited for; empty where nothing was encoded."""
+        if "encoding" not in self.seconds:
+            return ""
+        stages_before = ("reading", "rendering", "looking up", "tokenizing")
+        slowest_before = max(stages_before, key=self._seconds_of)
+        waiting = {WAITING_FOR_INPUT: slowest_before, "encoding": "encoding", WAITING_FOR_OUTPUT: "writing"}
+        return waiting[max(waiting, key=self._seconds_of)]
+
+    def _seconds_of(self, stage: str) -> float:
+        return self.seconds.get(stage, 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, and the ids."""
+        head = {"embedcli": embedcli.__version__, "recipe_id": self.recipe.id, "limited_by": self.limited_by}
+        return head | asdict(self)
+
+
+@contextlib.contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the block's time to a stage's."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -1,0 +1,128 @@
+"""What lies on disk of a unit: all of it as it stands, or vectors of some of its texts."""
+
+import json
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from embedcli.errors import DataError, RowFault
+from embedcli.run.planning import RunPlan
+from embedcli.run.unit import UnitState, rejects_of, rows_without, select_records
+from embedcli.store import parts, reuse
+from embedcli.store.provenance import Made, merge_made
+from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+
+
+class Lookup:
+    """Finds vectors in the staging directory and in the output as it was."""
+
+    def __init__(self, plan: RunPlan) -> None:
+        self._plan = plan
+        self._cache = RowGroupCache()
+        self._earlier_of_unit: dict[int, list[RowGroup]] = {}
+        for group in plan.earlier:
+            self._earlier_of_unit.setdefault(parts.unit_of_part(group.path.name), []).append(group)
+
+    @cached_property
+    def index(self) -> reuse.VectorIndex | None:
+        """All vectors that can be looked up; None where there are none. Built on disk by whoever needs it first."""
+        groups = [*self._plan.earlier, *self._plan.previous]
+        if not groups:
+            return None
+        if not reuse.has_index(self._plan.stage.run):
+            reuse.build_index(groups, self._plan.stage.run)
+        return reuse.VectorIndex(groups, self._plan.stage.run, self._cache)
+
+    def fill_in(self, state: UnitState) -> UnitState:
+        """Find what can stay as it is, or look every text up. Raises DataError where the output is damaged."""
+        if self._is_kept(state):
+            return state
+        self._look_up(state)
+        return state
+
+    def _is_kept(self, state: UnitState) -> bool:
+        """Leave a unit as it stands, where its part or row group holds the same texts and the same carried values."""
+        own_part = self._plan.stage.part(state.index)
+        if own_part.exists() and self._keep_own_part(state, own_part):
+            return True
+        for group in self._earlier_of_unit.get(state.index, ()):
+            if self._is_whole(group, state):
+                state.kept_part = group.path
+                self._keep(state, group, "resumed")
+                return True
+        number = self._plan.candidates.get(state.index)
+        if number is None:
+            return False
+        group = self._plan.previous[number]
+        if not self._cache.holds(group, state.records.table, self._plan.schema, state.hashes):
+            return False
+        state.result.previous = number
+        if self._plan.job.output.directory:
+            state.kept_part = group.path
+        self._keep(state, group, "reused")
+        return True
+
+    def _keep_own_part(self, state: UnitState, part: Path) -> bool:
+        """Keep the unit's part of an interrupted run. Rows that the model gave no vector for are listed beside it."""
+        try:
+            rejected = {entry["place"]: RowFault(entry["code"], entry["reason"]) for entry in self._rejected(state)}
+            groups = VectorFile(str(part)).row_groups()
+        except (DataError, OSError, ValueError, KeyError, TypeError):
+            return False  # damaged: done again
+        faults = {row: rejected[place] for row, place in enumerate(state.records.places) if place in rejected}
+        good = rows_without(len(state.hashes), faults)
+        embedded = replace(state, records=select_records(state.records, good), hashes=state.hashes[good])
+        group = groups[0] if groups else RowGroup(part, 0, 0)
+        if len(good) != group.rows:
+            return False
+        if len(good) and not self._is_whole(group, embedded):
+            return False
+        state.result.rejects += rejects_of(self._plan.job, self._plan.corpus, state.index, state.records, faults)
+        self._keep(state, group, "resumed")
+        return True
+
+    def _rejected(self, state: UnitState) -> Any:
+        path = self._plan.stage.rejected(state.index)
+        return json.loads(path.read_bytes()) if path.exists() else []
+
+    def _is_whole(self, group: RowGroup, state: UnitState) -> bool:
+        """Tell whether a part in staging holds the unit, with every page sound."""
+        try:
+            same = self._cache.holds(group, state.records.table, self._plan.schema, state.hashes)
+            return same and len(self._cache.embedding_columns(group).tokens) == group.rows
+        except DataError:
+            return False
+
+    def _keep(self, state: UnitState, group: RowGroup, count: Literal["resumed", "reused"]) -> None:
+        counts = state.result.counts
+        state.result.rows = group.rows
+        setattr(counts, count, group.rows)
+        if group.rows:
+            tokens, truncated = self._cache.lengths(group)
+            counts.tokens = int(tokens.sum())
+            counts.truncated = int(truncated.sum())
+            state.result.made = list(self._cache.made(group.path).made)
+        state.missing = state.missing[:0]
+        state.is_kept = True
+
+    def _look_up(self, state: UnitState) -> None:
+        """Find each text's vector by its hash."""
+        if self.index is None or not len(state.first_rows):
+            return
+        dim = self._plan.job.spec.dim
+        state.columns, source = self.index.take(state.hashes[state.first_rows], dim)
+        state.missing = np.flatnonzero(source < 0)
+        # Row groups are numbered from the earlier ones on.
+        source_by_row = source[state.text_numbers]
+        earlier = len(self._plan.earlier)
+        counts = state.result.counts
+        counts.resumed = int(((source_by_row >= 0) & (source_by_row < earlier)).sum())
+        counts.reused = int((source_by_row >= earlier).sum())
+        paths = {self.index.groups[number].path for number in np.unique(source[source >= 0])}
+        made: list[Made] = []
+        for path in paths:
+            made += self._cache.made(path).made
+        state.result.made = list(merge_made(made))

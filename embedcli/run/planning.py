@@ -1,0 +1,203 @@
+"""What there is to do: the corpus in units, and what lies on disk already that may be reused."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from embedcli import sources
+from embedcli.config import STDOUT, DType, RunOptions
+from embedcli.errors import ConfigurationError, DataError, InputMissingError
+from embedcli.recipe import Differences, describe_differences
+from embedcli.records import Corpus
+from embedcli.run.job import Job, ProgressListener
+from embedcli.store import manifest, parts, staging
+from embedcli.store.provenance import ColumnProvenance
+from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All that work on units needs, but the model.
+
+    previous: the row groups of the output that is updated; candidates: for a unit, which of them would be its own if
+    nothing changed; earlier: parts that an interrupted run left for the input as it was then. workers: how many
+    processes share the units.
+    """
+
+    job: Job
+    corpus: Corpus
+    stage: staging.Staging
+    previous: Sequence[RowGroup] = ()
+    candidates: Mapping[int, int] = field(default_factory=dict)
+    earlier: Sequence[RowGroup] = ()
+    workers: int = 1
+
+    @property
+    def schema(self) -> Any:
+        """The schema of the output: the carried columns, then ours. Raises ConfigurationError."""
+        return parts.output_schema(self.corpus.schema, self.job.spec.dim, self.job.output)
+
+    @property
+    def units(self) -> list[int]:
+        """The numbers of the units that hold rows; a unit may be blank lines alone."""
+        return [index for index, unit in enumerate(self.corpus.units) if unit.rows]
+
+
+def make_plan(
+    job: Job, stage: staging.Staging, listener: ProgressListener, dry: bool = False, workers: int = 1
+) -> RunPlan:
+    """Cut the corpus into units and find the vectors on disk; a run's `auto` goes on as they were made.
+
+    A dry plan changes nothing on disk but the run's own directory.
+    Raises ConfigurationError where those are of another recipe, DataError where the input has too few rows, and what
+    `sources.plan` raises.
+    """
+    job, updated = _compare_with_output(job, listener)
+    job = replace(job, run=continue_as_before(job.run, _left_behind(job, stage, dry), updated))
+    corpus = sources.plan(job.inputs, job.input, stage.run)
+    for note in corpus.notes:
+        listener.warn(note)
+    _check_rows(job, corpus)
+    signature = _signature(corpus, job)
+    folders = [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
+    if not dry:
+        stage.adopt(signature)
+    previous = VectorFile(job.output.path).row_groups() if updates_output(job) else []
+    plan = RunPlan(
+        job=job,
+        corpus=corpus,
+        stage=replace(stage, version=_version(signature, job)),
+        previous=previous,
+        candidates=_candidates(corpus, previous, job),
+        earlier=[group for path in _files_in(folders) for group in _groups_if_sound(path)],
+        workers=workers,
+    )
+    _ = plan.schema  # refused now rather than after the first unit
+    return plan
+
+
+def continue_as_before(run: RunOptions, left: ColumnProvenance | None, updated: ColumnProvenance | None) -> RunOptions:
+    """Return a run's options, with `auto` as vectors on disk were made: their dtype; compiled as a run's were.
+
+    `left` is the provenance of what an interrupted run left, `updated` that of the output to be updated.
+    """
+    dtypes = {made.dtypes[0] for made in (left, updated) if made is not None and len(made.dtypes) == 1}
+    known: set[DType] = set(get_args(DType))
+    if run.dtype == "auto" and dtypes & known:
+        run = replace(run, dtype=next(dtype for dtype in get_args(DType) if dtype in dtypes))
+    if run.compile == "auto" and left is not None and left.made:
+        run = replace(run, compile="if-possible" if left.compiled else "off")
+    return run
+
+
+def _check_rows(job: Job, corpus: Corpus) -> None:
+    if corpus.rows < job.output.min_rows:
+        raise DataError(f"the input has {corpus.rows} rows, fewer than --min-rows {job.output.min_rows}")
+    if not corpus.rows and not job.output.allow_empty and job.output.path != STDOUT:
+        raise DataError("the input has no rows: nothing was changed", "--allow-empty accepts an empty input")
+
+
+def _left_behind(job: Job, stage: staging.Staging, dry: bool) -> ColumnProvenance | None:
+    """Return the provenance of what an interrupted run left; what is of another recipe is refused or thrown away."""
+    for path in _files_in([stage.parts, stage.earlier]):
+        made = _made_if_sound(path)
+        if made is None:
+            continue
+        differences = job.differences_to_reuse(made)
+        if not differences:
+            return made
+        if not job.run.overwrite:
+            hint = "--fresh throws away what it left; or repeat its options to continue it"
+            raise _mismatch(f"{stage.name}: left by an interrupted run", "the unfinished work", differences, hint)
+        if not dry:
+            stage.forget_parts()
+        return None
+    return None
+
+
+def _compare_with_output(job: Job, listener: ProgressListener) -> tuple[Job, ColumnProvenance | None]:
+    """Compare the job with the output that is there; return the job, and the provenance of what it is to update.
+
+    An output of another recipe is replaced by `--overwrite` alone, which then updates nothing.
+    """
+    path = Path(job.output.path)
+    if job.output.path == STDOUT or not _has_output(path):
+        return job, None
+    try:
+        made = VectorFile(str(path)).made
+    except DataError as error:
+        if job.run.overwrite:
+            return _without_update(job), None
+        raise ConfigurationError(f"{path}: can't be read: {error.message}", "--overwrite replaces it") from None
+    differences = job.differences_to_reuse(made) if job.run.update else job.differences(made)
+    if not differences:
+        return job, made if job.run.update else None
+    if not job.run.overwrite:
+        what = "can't be updated" if job.run.update else "would be replaced"
+        raise _mismatch(f"{path}: {what}", path.name, differences, "--overwrite embeds everything anew and replaces it")
+    differing = describe_differences(differences, path.name)
+    listener.warn(f"{path}: replaced, everything is embedded anew: {differing}")
+    return _without_update(job), None
+
+
+def _mismatch(what: str, where: str, differences: Differences, hint: str) -> ConfigurationError:
+    return ConfigurationError(f"{what}: recipe mismatch: {describe_differences(differences, where)}", hint)
+
+
+def _without_update(job: Job) -> Job:
+    return replace(job, run=replace(job.run, update=False))
+
+
+def _has_output(path: Path) -> bool:
+    """Tell whether there is an output of ours. An empty file, as mktemp makes it, is none."""
+    return (path.is_file() and path.stat().st_size > 0) or manifest.exists(path)
+
+
+def updates_output(job: Job) -> bool:
+    """Tell whether there is an output that this run is to update."""
+    return job.run.update and _has_output(Path(job.output.path))
+
+
+def _files_in(folders: Sequence[Path]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(folder.iterdir())
+
+
+def _made_if_sound(part: Path) -> ColumnProvenance | None:
+    try:
+        return VectorFile(str(part)).made
+    except (DataError, InputMissingError, OSError):
+        return None
+
+
+def _groups_if_sound(part: Path) -> list[RowGroup]:
+    """Return the row groups of a part in staging; none where it is damaged: its rows are done again."""
+    try:
+        groups = VectorFile(str(part)).row_groups()
+        cache = RowGroupCache()
+        return [group for group in groups if len(cache.embedding_columns(group).tokens) == group.rows]
+    except (DataError, InputMissingError, OSError):
+        return []
+
+
+def _signature(corpus: Corpus, job: Job) -> str:
+    """Return 16 hex digits over the input and how it is read: do parts belong to it? Hashes tell what is in them."""
+    options = (job.input.text_column, job.input.columns, job.input.fields, job.output.embedding_column)
+    schema = [(column.name, str(column.type)) for column in corpus.schema]
+    return hashlib.sha256(repr((corpus.digest, corpus.units, schema, options)).encode()).hexdigest()[:16]
+
+
+def _version(signature: str, job: Job) -> str:
+    """Return 8 hex digits that stand for the output that this run makes."""
+    return hashlib.sha256(f"{signature} {job.recipe.id} {job.output.vector_type}".encode()).hexdigest()[:8]
+
+
+def _candidates(corpus: Corpus, previous: Sequence[RowGroup], job: Job) -> dict[int, int]:
+    """Return for each unit the row group of the earlier output that would be its own if nothing changed."""
+    units = [index for index, unit in enumerate(corpus.units) if unit.rows]
+    if Path(job.output.path).is_dir():
+        by_unit = {parts.unit_of_part(group.path.name): number for number, group in enumerate(previous)}
+        return {index: by_unit[index] for index in units if index in by_unit}
+    return dict(zip(units, range(len(previous)), strict=False))

@@ -1,0 +1,182 @@
+"""What became of all units: sent while they come in, counted, accounted for, published."""
+
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import numpy as np
+
+from embedcli import sources
+from embedcli.config import STDOUT
+from embedcli.errors import DataError
+from embedcli.records import Reject
+from embedcli.run.job import ProgressListener, Summary
+from embedcli.run.planning import RunPlan, updates_output
+from embedcli.run.unit import UnitResult, UnitState
+from embedcli.store import parts, publish, reuse, stream_writers
+from embedcli.store.claims import ClaimBoard
+from embedcli.store.provenance import Made, Provenance, merge_made
+from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+
+
+class RunResults:
+    """The results of a run's units. With a stream, each is sent as soon as all before it are there."""
+
+    def __init__(self, plan: RunPlan, listener: ProgressListener, summary: Summary, stdout: BinaryIO | None) -> None:
+        self.plan = plan
+        self.summary = summary
+        self._listener = listener
+        self._board = ClaimBoard(plan.stage, "publisher")
+        self._results: dict[int, UnitResult] = {}
+        self._stdout = stdout
+        self._stream: stream_writers.StreamWriter | None = None
+        self._sent_units = 0
+        self._shown_rows = 0
+        self._shown_tokens = 0
+        self._warned_of_prefix = False
+
+    def observe(self, state: UnitState) -> None:
+        """Warn of what should be seen early."""
+        if state.result.counts.prefixed and not self._warned_of_prefix:
+            prefix = self.plan.job.template.prefix.strip()
+            self._listener.warn(f"texts already start with {prefix!r}, which the template puts before them once more")
+            self._warned_of_prefix = True
+
+    def advance(self, rows: int, tokens: int) -> None:
+        """Tell the listener what this process has done itself."""
+        self._shown_rows += rows
+        self._shown_tokens += tokens
+        self._listener.advance(rows, tokens)
+
+    def show(self) -> None:
+        """Tell the listener how far all workers together are, and send what is ready."""
+        self._collect()
+        heartbeats = [
+            heartbeat
+            for heartbeat in self._board.heartbeats()
+            if heartbeat.unit is not None and heartbeat.unit not in self._results
+        ]
+        rows = sum(result.counts.rows_in for result in self._results.values())
+        rows += sum(heartbeat.rows for heartbeat in heartbeats)
+        tokens = sum(result.counts.encoded_tokens for result in self._results.values())
+        tokens += sum(heartbeat.tokens for heartbeat in heartbeats)
+        # A worker that dies takes the rows of its unit back; a bar doesn't go back.
+        self.advance(max(0, rows - self._shown_rows), max(0, tokens - self._shown_tokens))
+        self.send_ready()
+
+    def _collect(self) -> None:
+        for index in self._board.done() - set(self._results):
+            self._results[index] = UnitResult.from_json(self._board.result(index))
+
+    def send_ready(self) -> None:
+        """Send the units whose turn it is."""
+        if self.plan.job.output.path != STDOUT:
+            return
+        units = self.plan.units
+        while self._sent_units < len(units) and self._board.is_done(units[self._sent_units]):
+            self._send(units[self._sent_units])
+            self._sent_units += 1
+
+    def _send(self, index: int) -> None:
+        result = UnitResult.from_json(self._board.result(index))
+        part = self.plan.stage.part(index)
+        if result.rows:
+            stream = self._open_stream(result.made)
+            for table in parts.read_row_groups(part):
+                stream.write(table)
+        part.unlink()
+
+    def _open_stream(self, made: Sequence[Made]) -> stream_writers.StreamWriter:
+        """Open the stream, once. It starts with its metadata, before there is anything to count."""
+        if self._stream is None:
+            assert self._stdout is not None
+            open_writer = stream_writers.WRITERS[self.plan.job.output.format]
+            self._stream = open_writer(self._stdout, self.plan.schema, self.plan.job.provenance(made))
+        return self._stream
+
+    def publish(self) -> None:
+        """Account for all rows and make the output visible. Raises DataError where a row is lost, StorageError."""
+        self._collect()
+        job, counts = self.plan.job, self.summary.counts
+        results = [self._results[index] for index in self.plan.units]
+        made = merge_made(entry for result in results for entry in result.made)
+        rejects = [reject for result in results for reject in result.rejects]
+        self._sum_up(results, made)
+        self._account()
+        if not counts.rows_out and rejects and not job.output.allow_empty:
+            self.plan.stage.forget_parts(("output", "rejected"))  # all of them are empty
+            raise _all_rejected(rejects)
+        if job.output.rejects is not None:
+            publish.write_rejects(rejects, job.output.rejects)
+        for note in sources.grown(self.plan.corpus):
+            self._listener.warn(note)
+        if job.output.path == STDOUT:
+            self.send_ready()
+            self._open_stream(made).close()
+            return
+        provenance = job.provenance(made, counts.of_output())
+        self.summary.published = not self._is_unchanged(results, provenance)
+        if self.summary.published:
+            self._publish(results, provenance)
+
+    def _sum_up(self, results: Sequence[UnitResult], made: Sequence[Made]) -> None:
+        """Add the units' counts and times to the summary."""
+        summary = self.summary
+        summary.counts.rows_in = 0
+        for result in results:
+            summary.counts.add(result.counts)
+            for stage, seconds in result.seconds.items():
+                summary.seconds[stage] = summary.seconds.get(stage, 0.0) + seconds
+        summary.device = ", ".join(sorted({entry.device for entry in made}))
+        summary.dtype = ", ".join(sorted({entry.dtype for entry in made}))
+        summary.compiled = any(entry.compiled for entry in made)
+        summary.example = next((result.example for result in results if result.example), "")
+
+    def _account(self) -> None:
+        """See that every row of the input is either output or rejected. Raises DataError."""
+        rows, counts = self.plan.corpus.rows, self.summary.counts
+        lost = rows - counts.rows_out - counts.rejected
+        if lost or counts.rows_in != rows:
+            raise DataError(f"row accounting failed: {lost} of {rows} rows are neither output nor rejected")
+
+    def _is_unchanged(self, results: Sequence[UnitResult], provenance: Provenance) -> bool:
+        """Tell whether the output is what this run would write, but for the versions of libraries."""
+        if not updates_output(self.plan.job):
+            return False
+        kept = [result.previous for result in results if result.rows]
+        if kept != list(range(len(self.plan.previous))):
+            return False
+        stored = VectorFile(self.plan.job.output.path).provenance
+        return stored is not None and stored.counts == provenance.counts
+
+    def _publish(self, results: Sequence[UnitResult], provenance: Provenance) -> None:
+        plan = self.plan
+        groups: list[RowGroup] = []
+        rows_by_part: dict[str, int] = {}
+        for index, result in zip(plan.units, results, strict=True):
+            part = plan.stage.part(index)
+            rows_by_part[part.name] = result.rows
+            if result.previous is not None:
+                groups.append(plan.previous[result.previous])
+            elif result.rows:
+                groups.append(RowGroup(part, 0, result.rows))
+        if plan.previous:
+            self.summary.counts.removed = self._count_removed(groups)
+        if plan.job.output.directory:
+            publish.publish_directory(plan.stage, plan.schema, provenance, rows_by_part)
+        else:
+            publish.publish_file(plan.stage, plan.schema, provenance, groups)
+
+    def _count_removed(self, groups: Sequence[RowGroup]) -> int:
+        """Count the rows of the output as it was whose text no row has any more."""
+        cache = RowGroupCache()
+        before = [reuse.hash_prefixes(cache.hashes(group)) for group in self.plan.previous]
+        now = (reuse.hash_prefixes(cache.hashes(group)) for group in groups)
+        return reuse.count_removed(np.sort(np.concatenate(before)), now)
+
+
+def _all_rejected(rejects: Sequence[Reject]) -> DataError:
+    first = rejects[0].as_error().message
+    return DataError(
+        f"all {len(rejects):,} rows were rejected: nothing was changed; the first: {first}",
+        "--allow-empty accepts it",
+    )

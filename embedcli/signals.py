@@ -1,0 +1,65 @@
+"""Ctrl-C and its kin: the first one ends the run in order, the second one at once, and nothing takes longer than 10 s.
+
+Python runs a signal's handler only between two of its own steps, and one step may be a matrix product of a minute. So
+a thread listens, too: the interpreter writes each signal's number to a pipe the moment it comes.
+"""
+
+import fcntl
+import os
+import signal
+import threading
+from functools import cache
+from types import FrameType
+from typing import NoReturn
+
+from embedcli.errors import Interrupted
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_GRACE_SECONDS = 8.0
+_FIRST_OWN_DESCRIPTOR = 32
+
+
+def watch() -> None:
+    """From now on a signal raises Interrupted in the main thread; where that takes too long, the process ends."""
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    _start_listening()
+
+
+@cache
+def _start_listening() -> None:
+    # Out of the way of numbers that a user may name: `--report /dev/fd/3`.
+    reading, writing = (_moved_up(descriptor) for descriptor in os.pipe())
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_listen, args=(reading,), name="interruptions", daemon=True).start()
+
+
+def _moved_up(descriptor: int) -> int:
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _FIRST_OWN_DESCRIPTOR)
+    os.close(descriptor)
+    return moved
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(number)
+
+
+def _listen(reading: int) -> None:
+    first = 0
+    while received := os.read(reading, 1):
+        number = received[0]
+        if number not in SIGNALS:
+            continue
+        if first:
+            os._exit(128 + number)  # workers end with their parent
+        first = number
+        timer = threading.Timer(_GRACE_SECONDS, _end_by_force, (number,))
+        timer.daemon = True
+        timer.start()
+
+
+def _end_by_force(number: int) -> None:
+    name = signal.Signals(number).name
+    os.write(2, f"error: ended by {name}, by force after {_GRACE_SECONDS:g} s; finished work is kept\n".encode())
+    os._exit(128 + number)

@@ -1,0 +1,151 @@
+"""How vectors were made: what a file of vectors says of itself, as types with one reader and one writer of their JSON.
+
+Format version 2, under the key `embedcli` of a file's metadata and in the manifest of a dataset directory:
+
+    {
+      "format_version": 2,
+      "embedcli": "0.2.0",
+      "libraries": {"torch": "2.13.0", ...},
+      "counts": {"rows_in": 240, ...},                    (of a whole output; a part has none)
+      "columns": {
+        "embedding": {                                    (one entry for each vector column)
+          "space_id": "...", "recipe_id": "...",
+          "recipe": {"space": {...}, "role": "passage", "template": "passage: {text}", "max_length": 512},
+          "template_source": {"kind": "family", "name": "e5"},
+          "vector_type": "float32",
+          "made": [{"device": "cpu", "dtype": "float32", "compiled": false}]
+        }
+      }
+    }
+
+It holds no times, no paths and no number of workers: equal runs write equal bytes.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from embedcli.config import VectorType
+from embedcli.errors import DataError
+from embedcli.recipe import Recipe, TemplateSource
+
+FORMAT_VERSION = 2
+
+
+@dataclass(frozen=True, order=True)
+class Made:
+    """What computed a vector: the device by name, the dtype of the weights, and whether by compiled code."""
+
+    device: str
+    dtype: str
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class ColumnProvenance:
+    """How the vectors of one column were made. `made` lists each kind of computation once, sorted."""
+
+    recipe: Recipe
+    template_source: TemplateSource
+    vector_type: VectorType
+    made: tuple[Made, ...]
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The dtypes of the weights that computed the vectors; empty where the column has no rows."""
+        return sorted({made.dtype for made in self.made})
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that computed the vectors."""
+        return sorted({made.device for made in self.made})
+
+    @property
+    def compiled(self) -> bool:
+        """Tell whether compiled code computed any of the vectors."""
+        return any(made.compiled for made in self.made)
+
+
+@dataclass(frozen=True)
+class OutputCounts:
+    """What became of the input's rows. None of it depends on how the run went."""
+
+    rows_in: int
+    rows_out: int
+    rejected: int
+    truncated: int
+    blank: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How a file of vectors was made: each vector column, the versions of the programs, and the counts of an output."""
+
+    columns: Mapping[str, ColumnProvenance]
+    embedcli: str
+    libraries: Mapping[str, str]
+    counts: OutputCounts | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the value that `from_json` reads."""
+        value: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "embedcli": self.embedcli,
+            "libraries": dict(self.libraries),
+            "columns": {name: _column_to_json(column) for name, column in self.columns.items()},
+        }
+        if self.counts is not None:
+            value["counts"] = asdict(self.counts)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Provenance":
+        """Read the value that `to_json` gives. Raises DataError that names what is missing or ill-typed."""
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"written in format version {version}, this embedcli reads version {FORMAT_VERSION}",
+                "encode it again",
+            )
+        try:
+            provenance = msgspec.convert(value, cls)
+        except msgspec.ValidationError as error:
+            raise DataError(f"its provenance can't be read: {error}") from None
+        if not provenance.columns:
+            raise DataError("its provenance names no vector column")
+        for name, column in provenance.columns.items():
+            _check_ids(name, column, value["columns"][name])
+        return provenance
+
+    def to_bytes(self) -> bytes:
+        """Return the JSON as a file's metadata holds it."""
+        return json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Provenance":
+        """Read what `to_bytes` gives. Raises DataError."""
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"its provenance is not JSON: {error}") from None
+        return cls.from_json(value)
+
+
+def _column_to_json(column: ColumnProvenance) -> dict[str, Any]:
+    # The ids stand beside the recipe for programs that only compare.
+    return {"space_id": column.recipe.space.id, "recipe_id": column.recipe.id, **asdict(column)}
+
+
+def _check_ids(name: str, column: ColumnProvenance, value: Mapping[str, Any]) -> None:
+    ids = (value.get("space_id"), value.get("recipe_id"))
+    if ids != (column.recipe.space.id, column.recipe.id):
+        raise DataError(f"its provenance contradicts itself: the ids of column {name!r} are not those of its recipe")
+
+
+def merge_made(made: Iterable[Made]) -> tuple[Made, ...]:
+    """Return each kind of computation once, sorted."""
+    return tuple(sorted(set(made)))

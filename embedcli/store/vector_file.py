@@ -1,0 +1,382 @@
+"""The one reader of our files: a file of vectors, or a dataset directory of parts, opened once.
+
+Columns are found by name, never by position: other programs may have put them in another order.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embedcli import files
+from embedcli.errors import DataError, InputMissingError
+from embedcli.recipe import Recipe
+from embedcli.store import manifest, parts
+from embedcli.store.parts import ColumnNames, EmbeddingColumns, Hashes, Vectors
+from embedcli.store.provenance import ColumnProvenance, Provenance
+
+# Of 4,096 dimensions in float32 these are 128 MiB.
+ROWS_PER_BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of one of our files: what became of a unit."""
+
+    path: Path
+    group: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class VectorBlock:
+    """Some consecutive rows of a file, from row `first` on.
+
+    vectors: float32 [n, dim] without missing ones; rows: int64 [n], their numbers among all of the file's; missing: how
+    many rows have no vector. hashes: 16-byte voids; they, tokens and truncated are None where not in the file. table:
+    the further columns that were asked for.
+    """
+
+    first: int
+    rows: npt.NDArray[np.int64]
+    vectors: Vectors
+    missing: int
+    table: pa.Table
+    hashes: Hashes | None
+    tokens: npt.NDArray[np.int32] | None
+    truncated: npt.NDArray[np.bool_] | None
+
+
+class VectorFile:
+    """A file of vectors or a dataset directory: its columns, its provenance, and ways to read it.
+
+    path: as it was given; files: the file itself, or the parts in order; rows: of all of them; schema: without
+    metadata; provenance: None where another program wrote the file; names: our columns, as the vector column calls for
+    them.
+    """
+
+    def __init__(self, path: str, embedding_column: str | None = None) -> None:
+        """Open a file and read its footer.
+
+        Raises InputMissingError; DataError where it has no column of vectors, or none of the name asked for.
+        """
+        if not Path(path).exists():
+            raise InputMissingError(f"{path}: no such file or folder")
+        self.path = path
+        self.provenance: Provenance | None
+        if Path(path).is_dir():
+            listed = manifest.read(Path(path))
+            self.files = [Path(path) / part.file for part in listed.parts]
+            if not self.files:
+                raise DataError(f"{path}: the folder holds no part files")
+            self.provenance = listed.provenance
+            self.rows = listed.rows
+            with _open(self.files[0]) as first:
+                self.schema = first.schema_arrow.remove_metadata()
+        else:
+            self.files = [Path(path)]
+            with _open(Path(path)) as file:
+                self.provenance = read_provenance(file, path)
+                self.rows = file.metadata.num_rows
+                self.schema = file.schema_arrow.remove_metadata()
+        self.names = ColumnNames.of(self._vector_column(embedding_column))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns' types by name, as Arrow writes them."""
+        return {field.name: str(field.type) for field in self.schema}
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a vector."""
+        dim: int = self.schema.field(self.names.vector).type.list_size
+        return dim
+
+    @property
+    def vector_type(self) -> str:
+        """The type of a vector's numbers, as Arrow writes it: `float`, `halffloat`."""
+        return str(self.schema.field(self.names.vector).type.value_type)
+
+    @property
+    def made(self) -> ColumnProvenance:
+        """How the vectors were made. Raises DataError where the file doesn't say it."""
+        if self.provenance is None or self.names.vector not in self.provenance.columns:
+            raise DataError(f"{self.path}: was not written by embedcli")
+        return self.provenance.columns[self.names.vector]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the vectors. Raises DataError where the file doesn't say it."""
+        return self.made.recipe
+
+    @property
+    def role(self) -> str:
+        """What the texts are. Raises DataError where the file doesn't say it."""
+        return self.made.recipe.role
+
+    @property
+    def carried(self) -> list[str]:
+        """The columns but those of vectors and what we say of them."""
+        return [
+            field.name
+            for field in self.schema
+            if field.name not in self.names and not str(field.type).startswith("fixed_size_")
+        ]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def row_groups(self) -> list[RowGroup]:
+        """Return all row groups, in order. Raises DataError where a file is damaged or gone."""
+        groups = []
+        for path in self.files:
+            with _open(path) as file:
+                for group in range(file.metadata.num_row_groups):
+                    groups.append(RowGroup(path, group, file.metadata.row_group(group).num_rows))
+        return groups
+
+    def blocks(self, columns: Sequence[str] = ()) -> Iterator[VectorBlock]:
+        """Yield all rows as arrays, in order and in bounded memory. Raises DataError where a page is damaged."""
+        ours = [name for name in self.names if name in self.schema.names]
+        first = 0
+        for table in self._batches([*ours, *columns]):
+            yield self._block(table, first, columns)
+            first += len(table)
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        names = list(dict.fromkeys(columns))
+        for path in self.files:
+            with _open(path) as file:
+                try:
+                    for batch in file.iter_batches(ROWS_PER_BLOCK, columns=names):
+                        yield pa.Table.from_batches([batch])
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise parts.damaged(path, error) from None
+
+    def _block(self, table: pa.Table, first: int, columns: Sequence[str]) -> VectorBlock:
+        vectors = table.column(self.names.vector)
+        return VectorBlock(
+            first=first,
+            rows=first + np.flatnonzero(vectors.is_valid().to_numpy()),
+            vectors=parts.vectors_of(vectors.drop_null()),
+            missing=vectors.null_count,
+            table=table.select(list(columns)),
+            hashes=_hashes(table, self.names.hash),
+            tokens=_values(table, self.names.tokens),
+            truncated=_values(table, self.names.truncated),
+        )
+
+    def take(self, rows: Sequence[int], columns: Sequence[str]) -> Mapping[int, dict[str, Any]]:
+        """Return the values of some rows by their number. Raises DataError where a page is damaged."""
+        asked = np.unique(np.asarray(rows, np.int64))
+        values: dict[int, dict[str, Any]] = {}
+        first = 0
+        for path in self.files:
+            with _open(path) as file:
+                for group in range(file.metadata.num_row_groups):
+                    size = file.metadata.row_group(group).num_rows
+                    here = asked[(asked >= first) & (asked < first + size)]
+                    if len(here):
+                        table = parts.read_row_group(file, path, group, list(columns)).take(here - first)
+                        records = table.to_pylist() if columns else [{} for _ in here]
+                        values.update(zip(here.tolist(), records, strict=True))
+                    first += size
+        return values
+
+    def column(self, name: str) -> Iterator[Any]:
+        """Yield a column's values, in order. Raises DataError where a page is damaged."""
+        for path in self.files:
+            for table in parts.read_row_groups(path, [name]):
+                yield from table.column(name).to_pylist()
+
+    def hashes(self) -> Hashes:
+        """Return all rows' hashes as voids [rows]. Raises DataError where there are none, or a page is damaged."""
+        name = self.names.hash
+        if name not in self.schema.names:
+            raise DataError(f"{self.path}: no column {name!r}", f"its columns: {', '.join(self.schema.names)}")
+        tables = (table for path in self.files for table in parts.read_row_groups(path, [name]))
+        return np.concatenate([np.empty(0, "V16"), *(parts.hashes_of(table.column(name)) for table in tables)])
+
+    def vectors(self, rows: Sequence[int]) -> Vectors:
+        """Return the vectors of some rows, float32 [n, dim]; zero where one is missing. Reads the file through."""
+        asked = np.asarray(rows, np.int64)
+        vectors = np.zeros((len(asked), self.dim), np.float32)
+        order = np.argsort(asked)
+        for block in self.blocks():
+            start, stop = np.searchsorted(asked[order], [block.first, block.first + len(block.table)])
+            chosen = order[start:stop]
+            position = np.searchsorted(block.rows, asked[chosen])
+            present = position < len(block.rows)
+            present[present] = block.rows[position[present]] == asked[chosen[present]]
+            vectors[chosen[present]] = block.vectors[position[present]]
+        return vectors
+
+    def all_vectors(self) -> tuple[Vectors, npt.NDArray[np.int64]]:
+        """Return all vectors [n, dim] but missing ones, and the numbers of their rows."""
+        blocks = list(self.blocks())
+        if not blocks:
+            return np.empty((0, self.dim), np.float32), np.empty(0, np.int64)
+        return np.concatenate([block.vectors for block in blocks]), np.concatenate([block.rows for block in blocks])
+
+    def _vector_column(self, asked: str | None) -> str:
+        """Choose the vector column: the one asked for, one of ours, the one named `embedding`, the first."""
+        vectors = [field.name for field in self.schema if is_vector(field.type)]
+        if asked is not None:
+            vectors = [name for name in vectors if name == asked]
+        if not vectors:
+            what = f"{asked!r}" if asked else "fixed-size lists of floats"
+            raise DataError(
+                f"{self.path}: no column of vectors: {what}", f"its columns: {', '.join(self.schema.names)}"
+            )
+        ours = [name for name in vectors if self.provenance is not None and name in self.provenance.columns]
+        candidates = ours or vectors
+        return "embedding" if "embedding" in candidates else candidates[0]
+
+
+def is_ours(path: str) -> bool:
+    """Tell whether a file or folder says how its vectors were made, in a format version that we read."""
+    try:
+        return VectorFile(path).provenance is not None
+    except (DataError, InputMissingError):
+        return False
+
+
+def open_ours(path: str, embedding_column: str | None = None) -> VectorFile:
+    """Open a file that says how its vectors were made. Raises InputMissingError; DataError where it doesn't."""
+    if Path(path).is_file():
+        with _open(Path(path)) as parquet:
+            if read_provenance(parquet, path) is None:
+                raise DataError(f"{path}: was not written by embedcli")
+    file = VectorFile(path, embedding_column)
+    _ = file.made
+    return file
+
+
+def part_files(path: str) -> list[str]:
+    """Return the file itself, or what lies in a dataset directory as parts, whether or not the manifest lists it."""
+    return sorted(map(str, Path(path).glob("part-*.parquet"))) if Path(path).is_dir() else [path]
+
+
+def read_provenance(file: pq.ParquetFile, path: Path | str) -> Provenance | None:
+    """Read what an opened file says of its making; None where it says nothing. Raises DataError."""
+    content = (file.schema_arrow.metadata or {}).get(parts.METADATA_KEY)
+    if content is None:
+        return None
+    try:
+        return Provenance.from_bytes(content)
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}", error.hint) from None
+
+
+def is_vector(kind: pa.DataType) -> bool:
+    """Tell whether a column of this type holds vectors."""
+    return pa.types.is_fixed_size_list(kind) and pa.types.is_floating(kind.value_type)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    try:
+        return files.open_parquet(path)
+    except FileNotFoundError:
+        raise DataError(f"{path}: is gone") from None
+
+
+def _values(table: pa.Table, name: str) -> Any:
+    return table.column(name).to_numpy() if name in table.column_names else None
+
+
+def _hashes(table: pa.Table, name: str) -> Hashes | None:
+    if name not in table.column_names or not pa.types.is_fixed_size_binary(table.column(name).type):
+        return None
+    return parts.hashes_of(table.column(name))
+
+
+class RowGroupCache:
+    """Reads row groups of our files. A few files stay open, and a few row groups' columns stay in memory."""
+
+    _OPEN_FILES = 8
+    # Row groups kept in memory while lookups jump between them.
+    _BYTES = 256 * 2**20
+
+    def __init__(self) -> None:
+        # Both in the order of their last use, the latest last.
+        self._files: dict[Path, _OpenFile] = {}
+        self._columns: dict[RowGroup, EmbeddingColumns] = {}
+
+    def table(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read a row group, or some columns of it. Raises DataError where it is damaged or gone."""
+        file = self._file(group.path)
+        return parts.read_row_group(file.parquet, group.path, group.group, list(columns) if columns else None)
+
+    def names(self, group: RowGroup) -> ColumnNames:
+        """Return the names of our columns in a row group's file."""
+        return self._file(group.path).names
+
+    def made(self, path: Path) -> ColumnProvenance:
+        """Return how a file's vectors were made. Raises DataError where it is gone, or not ours."""
+        return self._file(path).made
+
+    def embedding_columns(self, group: RowGroup) -> EmbeddingColumns:
+        """Read our columns of a row group. Raises DataError where it is damaged or gone."""
+        columns = self._columns.pop(group, None)
+        if columns is None:
+            names = self.names(group)
+            columns = EmbeddingColumns.from_table(self.table(group, names), names)
+        self._columns[group] = columns
+        while len(self._columns) > 1 and self._size() > self._BYTES:
+            del self._columns[next(iter(self._columns))]
+        return columns
+
+    def _size(self) -> int:
+        return sum(columns.vectors.nbytes for columns in self._columns.values())
+
+    def lengths(self, group: RowGroup) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+        """Read the tokens of a row group's texts, and which were truncated."""
+        names = self.names(group)
+        table = self.table(group, [names.tokens, names.truncated])
+        return table.column(names.tokens).to_numpy(), table.column(names.truncated).to_numpy()
+
+    def hashes(self, group: RowGroup) -> Hashes:
+        """Read the hashes of a row group's texts, as voids [rows]."""
+        name = self.names(group).hash
+        return parts.hashes_of(self.table(group, [name]).column(name))
+
+    def holds(self, group: RowGroup, carried: pa.Table, schema: pa.Schema, hashes: Hashes) -> bool:
+        """Tell whether a row group holds just these rows: the same texts, and the same carried values."""
+        if group.rows != len(hashes) or self._file(group.path).schema != schema:
+            return False
+        if not np.array_equal(self.hashes(group), hashes):
+            return False
+        return not carried.num_columns or self.table(group, carried.column_names).equals(carried)
+
+    def _file(self, path: Path) -> "_OpenFile":
+        file = self._files.pop(path, None) or _OpenFile(path)
+        self._files[path] = file
+        if len(self._files) > self._OPEN_FILES:
+            self._files.pop(next(iter(self._files))).close()
+        return file
+
+
+class _OpenFile:
+    """One of our Parquet files, open."""
+
+    def __init__(self, path: Path) -> None:
+        with ExitStack() as stack:
+            self.parquet = stack.enter_context(_open(path))
+            self.schema = self.parquet.schema_arrow.remove_metadata()
+            provenance = read_provenance(self.parquet, path)
+            if provenance is None:
+                raise DataError(f"{path}: was not written by embedcli")
+            vector, self.made = next(iter(provenance.columns.items()))
+            self.names = ColumnNames.of(vector)
+            self._stack = stack.pop_all()
+
+    def close(self) -> None:
+        self._stack.close()
