@@ -69,23 +69,21 @@ class Records:
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input: the name people gave it, the path that can be read from any offset, and the format found inside.
+    """One input: the name people gave it, the path that can be read from any offset, the format found inside, and what
+    people count in it (`line`, `row`).
 
     `identity` are device, inode, size and times of the file when the run was planned; empty for a copy of this run's
     own. Equal ones mean equal content, others mean nothing: then the digest decides. `digest`: of the bytes that are
-    read of a Parquet file.
+    read of a file of rows. `batch_rows`: the rows of each batch of an Arrow file.
     """
 
     name: str
     path: str
     format: str
+    place: str
     identity: tuple[int, ...] = ()
     digest: str = ""
-
-    @property
-    def place(self) -> str:
-        """What people count in such a file."""
-        return "line" if self.format == "jsonl" else "row"
+    batch_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

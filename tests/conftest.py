@@ -119,3 +119,22 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny
 
     return tiny.bert(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Have something happen between planning and the first unit."""
+
+    def happen(what):
+        from embedcli import run
+
+        make_plan = run.make_plan
+
+        def planned(*args, **options):
+            plan = make_plan(*args, **options)
+            what()
+            return plan
+
+        monkeypatch.setattr(run, "make_plan", planned)
+
+    return happen

@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embedcli import run
 from tests.conftest import run_process, start
 from tests.runs import HASH, children, content, encode, staging_of, table, wait_for, write_corpus
 
@@ -305,23 +304,6 @@ def test_overwrite_goes_on_where_another_recipe_was_interrupted(place, cli):
 
 
 # Inputs that change while a run reads them.
-
-
-@pytest.fixture
-def meanwhile(monkeypatch):
-    """Have something happen between planning and the first unit."""
-
-    def happen(what):
-        make_plan = run.make_plan
-
-        def planned(*args, **options):
-            plan = make_plan(*args, **options)
-            what()
-            return plan
-
-        monkeypatch.setattr(run, "make_plan", planned)
-
-    return happen
 
 
 def rows_of(words, order=range(12_000)):

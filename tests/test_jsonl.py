@@ -16,7 +16,7 @@ OPTIONS = InputOptions(on_error="reject")
 
 
 def read_all(path, options=OPTIONS, unit_bytes=2**20):
-    corpus = jsonl.plan([InputFile(str(path), str(path), "jsonl")], options, unit_bytes)
+    corpus = jsonl.plan([InputFile(str(path), str(path), "jsonl", "line")], options, unit_bytes)
     read = sources.reader(corpus, options)
     return corpus, [read(unit) for unit in corpus.units]
 
@@ -66,7 +66,7 @@ def test_the_size_of_a_unit_follows_from_the_input_alone():
 def test_a_file_that_changes_during_the_run_is_noticed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n{"text": "y"}\n')
-    corpus = jsonl.plan([InputFile("a", str(path), "jsonl")], OPTIONS, 2**20)
+    corpus = jsonl.plan([InputFile("a", str(path), "jsonl", "line")], OPTIONS, 2**20)
     path.write_text('{"text": "x"}\n')
     with pytest.raises(InputChangedError, match="a: was changed while the run read it"):
         sources.reader(corpus, OPTIONS)(corpus.units[0])

@@ -15,7 +15,7 @@ from embedcli.sources import parquet
 
 
 def plan(path, options, unit_bytes=2**20):
-    return parquet.plan([InputFile(str(path), str(path), "parquet")], options, unit_bytes)
+    return parquet.plan([InputFile(str(path), str(path), "parquet", "row")], options, unit_bytes)
 
 
 def read_all(path, options=InputOptions(), unit_bytes=2**20):  # noqa: B008 - frozen

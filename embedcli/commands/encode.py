@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 def encode(
     inputs: Annotated[
-        list[str], typer.Argument(help="JSONL (also .gz, .zst) or Parquet: files, folders, globs; - is stdin.")
+        list[str],
+        typer.Argument(help="JSONL (also .gz, .zst), Parquet or Arrow IPC: files, folders, globs; - is stdin."),
     ],
     role: Annotated[
         str, option("What the texts are: query, passage (or document), or a role the model names.", "--role")
@@ -227,8 +228,10 @@ def _default_output(inputs: list[str], names: list[str], role: str) -> str:
         raise UsageError(f"cannot derive an output name from {what}", "name it: -o vectors.parquet")
     if not re.fullmatch(r"[\w.-]+", role):
         raise UsageError(f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet")
+    from embedcli import sources
+
     path = Path(inputs[0])
-    stem = re.sub(r"\.(jsonl|ndjson|json|parquet)$", "", re.sub(r"\.(gz|zst)$", "", path.name))
+    stem = sources.without_suffix(path.name)
     return str(path.with_name(f"{stem}.{role}.parquet"))
 
 

@@ -6,20 +6,16 @@ Knows nothing of roles, models and outputs.
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.records import Corpus, Records, Unit, stop_at_first
-from embedcli.sources import jsonl, parquet
-from embedcli.sources.files import changed, find, open_input
+from embedcli.records import Corpus, InputFile, Records, Unit, stop_at_first
+from embedcli.sources.files import find, open_input
+from embedcli.sources.formats import FORMATS, without_suffix
+from embedcli.sources.identity import changed
 from embedcli.sources.sizes import unit_bytes
 
-# Per format: plan(files, options, bytes per unit) -> Corpus, and open_reader() -> read(corpus, unit, options).
-_FORMATS: dict[str, Any] = {"jsonl": jsonl, "parquet": parquet}
-
-
-__all__ = ["find", "grown", "plan", "reader"]
+__all__ = ["find", "grown", "plan", "reader", "without_suffix"]
 
 
 def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
@@ -29,48 +25,49 @@ def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
     Raises InputMissingError, AccessError or DataError before any row is encoded.
     """
     files = [open_input(name, spool / f"input-{index}") for index, name in enumerate(names)]
-    formats = {file.format for file in files}
-    if len(formats) > 1:
-        example = {file.format: file.name for file in files}
-        raise DataError(
-            f"{example['jsonl']} is JSONL and {example['parquet']} is Parquet", "give inputs of one format in one run"
-        )
+    for file in files:
+        if file.format != files[0].format:
+            titles = [f"{other.name} is {FORMATS[other.format].title}" for other in (files[0], file)]
+            raise DataError(" and ".join(titles), "give inputs of one format in one run")
     total = sum(Path(file.path).stat().st_size for file in files)
-    corpus: Corpus = _FORMATS[formats.pop()].plan(files, options, unit_bytes(total))
-    return corpus
+    return FORMATS[files[0].format].plan(files, options, unit_bytes(total))
 
 
 def grown(corpus: Corpus) -> list[str]:
-    """What was appended to the inputs since they were planned, for people to know."""
+    """Return what was appended to the inputs since they were planned, for people to know."""
     notes = []
     for index, file in enumerate(corpus.files):
+        # A copy of this run's own has no identity.
+        if not FORMATS[file.format].may_grow or not file.identity:
+            continue
         end = max((unit.stop for unit in corpus.units if unit.file == index), default=0)
-        if file.format == "jsonl" and file.identity and (more := _size(file.path) - end) > 0:
-            notes.append(f"{file.name}: grew by {more:,} bytes during the run: they are left for the next one")
+        appended = _size(file) - end
+        if appended > 0:
+            notes.append(f"{file.name}: grew by {appended:,} bytes during the run: they are left for the next one")
     return notes
 
 
-def _size(path: str) -> int:
+def _size(file: InputFile) -> int:
     try:
-        return os.stat(path).st_size
+        return os.stat(file.path).st_size
     except OSError:  # gone by now, and read to its end
         return 0
 
 
 def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
-    """A function that reads units of the corpus; cheapest when they come in order.
+    """Return a function that reads units of the corpus; cheapest when they come in order.
 
     It raises DataError at the first bad row unless rejects are wanted, InputChangedError where a file is not what was
     planned.
     """
-    read_format: Callable[[Corpus, Unit, InputOptions], Records] = _FORMATS[corpus.files[0].format].open_reader()
+    read_unit = FORMATS[corpus.files[0].format].open_reader()
 
     def read(unit: Unit) -> Records:
         file = corpus.files[unit.file]
-        records = read_format(corpus, unit, options)
-        found = len(records.texts) + len(records.rejects)
-        if found != unit.rows:
-            raise changed(file, f"{found} rows where {unit.rows} were, from {file.place} {unit.first}")
+        records = read_unit(corpus, unit, options)
+        rows = len(records.texts) + len(records.rejects)
+        if rows != unit.rows:
+            raise changed(file, f"{rows} rows where {unit.rows} were, from {file.place} {unit.first}")
         stop_at_first(records.rejects, options.on_error)
         return records
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from embedcli.config import STDIN
-from embedcli.errors import DataError, InputChangedError, InputMissingError, from_os_error
+from embedcli.errors import DataError, InputMissingError, from_os_error
 from embedcli.files import descriptor_of
 from embedcli.records import InputFile
+from embedcli.sources.formats import FORMATS, suffixes
+from embedcli.sources.identity import changed, identity_of
 
-_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".jsonl.zst", ".ndjson.zst")
 _BLOCK = 2**20
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
 _REFUSED = {
@@ -24,7 +25,6 @@ _REFUSED = {
     b"BZh": "it is compressed with bzip2: decompress it first",
     b"\xfd7zXZ": "it is compressed with xz: decompress it first",
     b"PK\x03\x04": "it is a zip archive: unpack it first",
-    b"ARROW1": "it is an Arrow IPC file: convert it to Parquet",
     b"\x1f\x8b": "it is compressed twice: decompress it once first",
     b"\x28\xb5\x2f\xfd": "it is compressed twice: decompress it once first",
     b"\xff\xfe": "it is not UTF-8 (it starts with a UTF-16 or UTF-32 mark): convert it with iconv -t UTF-8",
@@ -67,7 +67,7 @@ def _expand(path: str) -> list[str]:
         return [path]
     inside = sorted(_walk(path))
     if not inside:
-        raise InputMissingError(f"{path}: the folder holds no input file", f"looked for *{', *'.join(_SUFFIXES)}")
+        raise InputMissingError(f"{path}: the folder holds no input file", f"looked for *{', *'.join(suffixes())}")
     return inside
 
 
@@ -77,7 +77,7 @@ def _walk(folder: str) -> Iterator[str]:
 
     for where, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        yield from (os.path.join(where, n) for n in names if n.endswith(_SUFFIXES) and not n.startswith((".", "_")))
+        yield from (os.path.join(where, n) for n in names if n.endswith(suffixes()) and not n.startswith((".", "_")))
 
 
 def open_input(name: str, spool: Path) -> InputFile:
@@ -94,23 +94,15 @@ def open_input(name: str, spool: Path) -> InputFile:
         head = _head(path)
         if _is_compressed(head):
             unpacked = _decompress(path, shown, head, f"{spool}.plain", identity)
-            return InputFile(shown, unpacked, _format(_head(unpacked), shown))
+            return _input_file(shown, unpacked, _head(unpacked), ())
     except OSError as error:
         raise from_os_error(error, shown) from None
-    return InputFile(shown, path, _format(head, shown), identity if is_plain else ())
+    return _input_file(shown, path, head, identity if is_plain else ())
 
 
-def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """What stays the same as long as a file's content does."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def changed(file: InputFile, where: str) -> InputChangedError:
-    """The error for an input that isn't what it was when the run was planned."""
-    return InputChangedError(
-        f"{file.name}: was changed while the run read it ({where}): nothing is published",
-        "run the same command again: units that are finished and unchanged are kept",
-    )
+def _input_file(name: str, path: str, head: bytes, identity: tuple[int, ...]) -> InputFile:
+    format_name = _format(head, name)
+    return InputFile(name, path, format_name, FORMATS[format_name].place, identity)
 
 
 def _copy(name: str, spool: Path) -> str:
@@ -147,13 +139,13 @@ def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[
             source = gzip.GzipFile(fileobj=stream) if kind == "gzip" else pa.CompressedInputStream(stream, "zstd")
             _write(iter(lambda: source.read(_BLOCK), b""), target)
             if identity_of(os.fstat(stream.fileno())) != identity:
-                raise changed(InputFile(name, path, kind), "while it was decompressed")
+                raise changed(InputFile(name, path, kind, "line"), "while it was decompressed")
             return target
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if identity_of(os.stat(path)) != identity:
-            raise changed(InputFile(name, path, kind), "while it was decompressed") from None
+            raise changed(InputFile(name, path, kind, "line"), "while it was decompressed") from None
         raise DataError(f"{name}: damaged {kind} stream: {error}", "the file is cut off or was changed") from None
 
 
@@ -161,8 +153,9 @@ def _format(head: bytes, name: str) -> str:
     for magic, reason in _REFUSED.items():
         if head.startswith(magic):
             raise DataError(f"{name}: {reason}")
-    if head[:4] == b"PAR1":
-        return "parquet"
+    for format_name, row in FORMATS.items():
+        if row.magic and head.startswith(row.magic):
+            return format_name
     if name.endswith(".parquet") and not head.lstrip().startswith(b"{"):
         raise DataError(f"{name}: it is not a Parquet file (no PAR1 at its start)")
     if b"\0" in head[:4]:

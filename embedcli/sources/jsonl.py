@@ -16,7 +16,7 @@ from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
 from embedcli.sources import json_types as columns
-from embedcli.sources.files import changed
+from embedcli.sources.identity import changed
 from embedcli.sources.json_rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
 

@@ -1,0 +1,92 @@
+"""The input formats, a row each: how a file is recognized, cut into units, and read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from embedcli.config import InputOptions
+from embedcli.records import Corpus, InputFile, Records, Unit
+from embedcli.sources import arrow_ipc, jsonl, parquet
+
+PlanFiles = Callable[[Sequence[InputFile], InputOptions, int], Corpus]
+ReadUnit = Callable[[Corpus, Unit, InputOptions], Records]
+
+
+@dataclass(frozen=True)
+class Format:
+    """An input format.
+
+    title: what people call it. suffixes: of the files that are looked for in folders; also_named: suffixes that such
+    files have besides. magic: the first bytes of a file, empty for text. place: what people count in it.
+    may_be_compressed: with gzip or zstd around it. may_grow: rows may be appended to a file while it is read.
+    plan(files, options, bytes per unit) cuts files into units; open_reader() gives a function that reads units,
+    cheapest when they come in order.
+    """
+
+    title: str
+    suffixes: tuple[str, ...]
+    magic: bytes
+    place: str
+    may_be_compressed: bool
+    may_grow: bool
+    plan: PlanFiles
+    open_reader: Callable[[], ReadUnit]
+    also_named: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "jsonl": Format(
+        title="JSONL",
+        suffixes=(".jsonl", ".ndjson"),
+        magic=b"",
+        place="line",
+        may_be_compressed=True,
+        may_grow=True,
+        plan=jsonl.plan,
+        open_reader=jsonl.open_reader,
+        also_named=(".json",),
+    ),
+    "parquet": Format(
+        title="Parquet",
+        suffixes=(".parquet",),
+        magic=b"PAR1",
+        place="row",
+        may_be_compressed=False,
+        may_grow=False,
+        plan=parquet.plan,
+        open_reader=parquet.open_reader,
+    ),
+    "arrow": Format(
+        title="Arrow IPC",
+        suffixes=(".arrow", ".feather"),
+        magic=b"ARROW1\0\0",
+        place="row",
+        may_be_compressed=False,
+        may_grow=False,
+        plan=arrow_ipc.plan,
+        open_reader=arrow_ipc.open_reader,
+    ),
+}
+_COMPRESSIONS = (".gz", ".zst")
+
+
+def suffixes() -> tuple[str, ...]:
+    """Return the suffixes of input files that are looked for in folders, with those of compressed ones."""
+    found: list[str] = []
+    for row in FORMATS.values():
+        found += _with_compressions(row, row.suffixes)
+    return tuple(found)
+
+
+def without_suffix(name: str) -> str:
+    """Return a file's name without the suffix that its format calls for."""
+    for row in FORMATS.values():
+        for suffix in _with_compressions(row, row.suffixes + row.also_named):
+            if name.endswith(suffix):
+                return name.removesuffix(suffix)
+    return name
+
+
+def _with_compressions(row: Format, plain: tuple[str, ...]) -> list[str]:
+    if not row.may_be_compressed:
+        return list(plain)
+    return [suffix + compression for suffix in plain for compression in ("", *_COMPRESSIONS)]
