@@ -66,7 +66,10 @@ class Reader(threading.Thread):
         while not self.ended.wait(0.02):
             self.looks += 1
             try:
-                self.seen.add(pq.read_table(self.path).num_rows)
+                # `read_table` opens a file twice, and might read the rows of one with the footer of another.
+                folder = Path(self.path).is_dir()
+                table = pq.read_table(self.path) if folder else pq.ParquetFile(self.path).read()
+                self.seen.add(table.num_rows)
             except FileNotFoundError:
                 self.seen.add("nothing")
             except Exception as error:
