@@ -14,6 +14,11 @@ from embedcli.store.provenance import ColumnProvenance
 from embedcli.templates import Template
 
 
+def recipe_of(spec: ModelSpec, template: Template) -> Recipe:
+    """Return what makes the vectors of a model and a template what they are."""
+    return Recipe(space=spec.space, role=template.role, template=template.string, max_length=spec.max_length)
+
+
 @dataclass(frozen=True)
 class ResolvedModel:
     """A model and the template of a role; `warnings` is what a user should know of them."""
@@ -25,12 +30,7 @@ class ResolvedModel:
     @property
     def recipe(self) -> Recipe:
         """What makes this model's vectors of this role what they are."""
-        return Recipe(
-            space=self.spec.space,
-            role=self.template.role,
-            template=self.template.string,
-            max_length=self.spec.max_length,
-        )
+        return recipe_of(self.spec, self.template)
 
 
 def resolve(request: ModelRequest, role: str) -> ResolvedModel:

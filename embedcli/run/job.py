@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import embedcli
 from embedcli import encoder
 from embedcli.config import InputOptions, OutputOptions, RunOptions
+from embedcli.models.resolve import recipe_of
 from embedcli.models.spec import ModelSpec
 from embedcli.recipe import Differences, Recipe, TemplateSource
 from embedcli.store.claims import Heartbeat
@@ -34,12 +35,7 @@ class Job:
     @property
     def recipe(self) -> Recipe:
         """What makes this run's vectors what they are."""
-        return Recipe(
-            space=self.spec.space,
-            role=self.template.role,
-            template=self.template.string,
-            max_length=self.spec.max_length,
-        )
+        return recipe_of(self.spec, self.template)
 
     def provenance(self, made: Sequence[Made], counts: OutputCounts | None = None) -> Provenance:
         """Return the provenance of some of this run's vectors; with the counts, of the whole output."""

@@ -3,7 +3,6 @@
 import bisect
 import hashlib
 import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -12,12 +11,9 @@ import pyarrow as pa
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Unit
-from embedcli.sources.identity import changed, identity_of, open_planned
-from embedcli.sources.sizes import MAX_UNIT_ROWS
+from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
+from embedcli.sources.sizes import MAX_WIDTH, row_ranges
 from embedcli.sources.tables import carried_schema, check_same_schema, columns_to_read, records_of, top_level
-
-# Carried columns may be far wider than the text: a unit holds at most this many times its share of all columns.
-_MAX_WIDTH = 8
 
 
 def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
@@ -37,25 +33,22 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
             schema = file_schema
             text_column = top_level([options.text_column], reader.schema)[0]
             sizes = [_measure(batch, text_column) for batch in _batches(file, reader)]
-            for start, stop in _ranges(sizes, unit_bytes):
+            for start, stop in row_ranges(sizes, unit_bytes):
                 units.append(Unit(index, start, stop, start + 1, stop - start))
             digest = _digest(stream.fileno())
-            if file.identity and identity_of(os.fstat(stream.fileno())) != file.identity:
-                raise changed(file, "while it was planned")
+            check_listed(file, stream.fileno())
         planned.append(replace(file, digest=digest, batch_rows=tuple(rows for rows, _ in sizes)))
-    digests = "".join(file.digest for file in planned)
-    digest = hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
+    digest = combine_digests(file.digest for file in planned)
     return Corpus(tuple(planned), tuple(units), schema, digest=digest)
 
 
 def _open(file: InputFile, descriptor: int) -> pa.ipc.RecordBatchFileReader:
-    """Open what a descriptor leads to, whatever the file's name leads to by now. Raises DataError.
+    """Open what a descriptor leads to. Raises DataError.
 
     Not by a memory map: a mapped file that is truncated meanwhile would end the process.
     """
-    by_descriptor = f"/proc/self/fd/{descriptor}"
     try:
-        return pa.ipc.open_file(pa.OSFile(by_descriptor if os.path.exists(by_descriptor) else os.fsencode(file.path)))
+        return pa.ipc.open_file(pa.OSFile(os.fsencode(path_of(descriptor, file))))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _unreadable(file, error) from None
 
@@ -87,27 +80,8 @@ def _read_batch(file: InputFile, reader: pa.ipc.RecordBatchFileReader, index: in
 
 def _measure(batch: pa.RecordBatch, text_column: str) -> tuple[int, float]:
     """Return a batch's rows and the bytes that count towards a unit, a row."""
-    size = max(batch.column(text_column).nbytes, batch.nbytes / _MAX_WIDTH)
+    size = max(batch.column(text_column).nbytes, batch.nbytes / MAX_WIDTH)
     return len(batch), size / max(1, len(batch))
-
-
-def _ranges(sizes: Sequence[tuple[int, float]], unit_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield row ranges of about `unit_bytes` of text."""
-    start = row = 0
-    filled = 0.0
-    for rows, bytes_per_row in sizes:
-        remaining = rows
-        while remaining:
-            space = max(1, int((unit_bytes - filled) / bytes_per_row)) if bytes_per_row else remaining
-            taken = min(remaining, space, start + MAX_UNIT_ROWS - row)
-            row += taken
-            remaining -= taken
-            filled += taken * bytes_per_row
-            if filled + bytes_per_row > unit_bytes or row - start == MAX_UNIT_ROWS:
-                yield start, row
-                start, filled = row, 0.0
-    if row > start:
-        yield start, row
 
 
 def _digest(descriptor: int) -> str:
@@ -126,12 +100,8 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
         file = corpus.files[unit.file]
         if opened is None or opened.file != file:
             opened = _OpenFile(file, columns_to_read(corpus.schema, options))
-        try:
+        with opened.planned.checked():
             table = opened.read(unit.start, unit.stop)
-        except DataError:
-            opened.check()
-            raise
-        opened.check()
         return records_of(table, file, unit, corpus.schema, options)
 
     return read
@@ -142,30 +112,14 @@ class _OpenFile:
 
     def __init__(self, file: InputFile, columns: Sequence[str]) -> None:
         self.file = file
-        self._identity = file.identity
-        self._descriptor = open_planned(file)
-        weakref.finalize(self, os.close, self._descriptor)
-        self.check()
-        self._reader = _open(file, self._descriptor)
+        self.planned = PlannedFile(file, _digest)
+        self._reader = _open(file, self.planned.descriptor)
         self._columns = top_level(columns, self._reader.schema)
         # The first row of each batch.
         self._starts = [0]
         for rows in file.batch_rows:
             self._starts.append(self._starts[-1] + rows)
         self._last: tuple[int, pa.RecordBatch] | None = None
-
-    def check(self) -> None:
-        """See that the opened file still is what was planned. Raises InputChangedError."""
-        if not self.file.identity:  # a copy of this run's own
-            return
-        try:
-            identity = identity_of(os.fstat(self._descriptor))
-            is_same = identity == self._identity or _digest(self._descriptor) == self.file.digest
-        except OSError:  # a directory, say
-            is_same = False
-        if not is_same:
-            raise changed(self.file, "its content is another one")
-        self._identity = identity
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) as a table. Raises DataError."""

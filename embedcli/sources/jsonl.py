@@ -16,7 +16,7 @@ from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
 from embedcli.sources import json_types as columns
-from embedcli.sources.identity import changed
+from embedcli.sources.identity import changed, combine_digests
 from embedcli.sources.json_rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
 
@@ -166,7 +166,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     schema, json_columns, notes = columns.schema_of(kinds)
     if late_marks:
         notes += (f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",)
-    digest = hashlib.blake2b("".join(unit.digest for unit in units).encode(), digest_size=16).hexdigest()
+    digest = combine_digests(unit.digest for unit in units)
     return Corpus(tuple(files), tuple(units), schema, json_columns, notes, digest)
 
 

@@ -4,7 +4,6 @@ import bisect
 import hashlib
 import itertools
 import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -15,14 +14,12 @@ from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.files import open_parquet, unreadable_parquet
 from embedcli.records import Corpus, InputFile, Records, Unit
-from embedcli.sources.identity import changed, identity_of, open_planned
-from embedcli.sources.sizes import MAX_UNIT_ROWS
+from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
+from embedcli.sources.sizes import MAX_WIDTH, row_ranges
 from embedcli.sources.tables import carried_schema, check_same_schema, columns_to_read, records_of
 
 _BATCH_ROWS = 4096
 _READ_BYTES = 2**20
-# Carried columns may be far wider than the text: a unit holds at most this many times its share of all columns.
-_MAX_WIDTH = 8
 
 
 def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
@@ -43,20 +40,16 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
             schema = file_schema
             columns = columns_to_read(schema, options)
             _read_first_row(file, opened, columns)
-            for start, stop in _ranges(opened.metadata, options.text_column, unit_bytes):
+            for start, stop in row_ranges(_sizes(opened.metadata, options.text_column), unit_bytes):
                 units.append(Unit(index, start, stop, start + 1, stop - start))
             planned.append(replace(file, digest=_digest(stream.fileno(), opened.metadata, columns)))
-            if file.identity and identity_of(os.fstat(stream.fileno())) != file.identity:
-                raise changed(file, "while it was planned")
-    digests = "".join(file.digest for file in planned)
-    digest = hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
+            check_listed(file, stream.fileno())
+    digest = combine_digests(file.digest for file in planned)
     return Corpus(tuple(planned), tuple(units), schema, digest=digest)
 
 
 def _open(file: InputFile, descriptor: int) -> pq.ParquetFile:
-    """Open what a descriptor leads to, whatever the file's name leads to by now."""
-    by_descriptor = f"/proc/self/fd/{descriptor}"
-    return open_parquet(by_descriptor if os.path.exists(by_descriptor) else file.path, file.name)
+    return open_parquet(path_of(descriptor, file), file.name)
 
 
 def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
@@ -73,6 +66,11 @@ def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) 
             hashing.update(content)
             offset += len(content)
     return hashing.hexdigest()
+
+
+def _planned_digest(file: InputFile, descriptor: int, columns: Sequence[str]) -> str:
+    with _open(file, descriptor) as opened:
+        return _digest(descriptor, opened.metadata, columns)
 
 
 def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[int, int]]:
@@ -102,28 +100,14 @@ def _read_first_row(file: InputFile, opened: pq.ParquetFile, columns: list[str])
         raise unreadable_parquet(file.name, error) from None
 
 
-def _ranges(metadata: pq.FileMetaData, text_column: str, unit_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield row ranges of about `unit_bytes` of text, by the footer's sizes."""
+def _sizes(metadata: pq.FileMetaData, text_column: str) -> Iterator[tuple[int, float]]:
+    """Yield each row group's rows and the bytes that count towards a unit, a row, by the footer."""
     paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
     leaf = paths.index(text_column) if text_column in paths else None
-    start = row = 0
-    filled = 0.0
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
-        remaining = group.num_rows
         text_bytes = 0 if leaf is None else group.column(leaf).total_uncompressed_size
-        bytes_per_row = max(text_bytes, group.total_byte_size / _MAX_WIDTH) / max(1, group.num_rows)
-        while remaining:
-            space = max(1, int((unit_bytes - filled) / bytes_per_row)) if bytes_per_row else remaining
-            taken = min(remaining, space, start + MAX_UNIT_ROWS - row)
-            row += taken
-            remaining -= taken
-            filled += taken * bytes_per_row
-            if filled + bytes_per_row > unit_bytes or row - start == MAX_UNIT_ROWS:
-                yield start, row
-                start, filled = row, 0.0
-    if row > start:
-        yield start, row
+        yield group.num_rows, max(text_bytes, group.total_byte_size / MAX_WIDTH) / max(1, group.num_rows)
 
 
 def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
@@ -135,12 +119,8 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
         file = corpus.files[unit.file]
         if cursor is None or cursor.file != file or cursor.row > unit.start:
             cursor = _Cursor(file, columns_to_read(corpus.schema, options))
-        try:
+        with cursor.planned.checked():
             table = cursor.read(unit.start, unit.stop)
-        except DataError:
-            cursor.check()
-            raise
-        cursor.check()
         return records_of(table, file, unit, corpus.schema, options)
 
     return read
@@ -153,11 +133,8 @@ class _Cursor:
         self.file = file
         self.row = 0
         self._columns = columns
-        self._identity = file.identity
-        self._descriptor = open_planned(file)
-        weakref.finalize(self, os.close, self._descriptor)
-        self.check()
-        self._opened = _open(file, self._descriptor)
+        self.planned = PlannedFile(file, lambda descriptor: _planned_digest(file, descriptor, columns))
+        self._opened = _open(file, self.planned.descriptor)
         metadata = self._opened.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         # The first row of each row group.
@@ -165,28 +142,6 @@ class _Cursor:
         self._batches: Iterator[pa.RecordBatch] | None = None
         # What was read of a batch beyond the last range.
         self._rest: pa.RecordBatch | None = None
-
-    def check(self) -> None:
-        """See that the opened file still is what was planned. Raises InputChangedError.
-
-        The file that was opened counts, not what its name leads to now.
-        """
-        if not self.file.identity:  # a copy of this run's own
-            return
-        identity = identity_of(os.fstat(self._descriptor))
-        if identity == self._identity:
-            return
-        try:
-            is_same = self._planned_digest() == self.file.digest
-        except (DataError, OSError):
-            is_same = False
-        if not is_same:
-            raise changed(self.file, "its content is another one")
-        self._identity = identity
-
-    def _planned_digest(self) -> str:
-        with _open(self.file, self._descriptor) as opened:
-            return _digest(self._descriptor, opened.metadata, self._columns)
 
     def read(self, start: int, stop: int) -> pa.Table:
         """Return the rows [start, stop) as a table, fewer where the file ends early. Raises DataError."""
