@@ -13,7 +13,13 @@ import typer
 import embedcli
 from embedcli import console, signals
 from embedcli.commands import VERBS, Verb
-from embedcli.errors import EXIT_BROKEN_PIPE, EXIT_INTERNAL, EmbedcliError, Interrupted, from_os_error
+from embedcli.errors import (
+    EXIT_BROKEN_PIPE,
+    EXIT_INTERNAL,
+    EmbedcliError,
+    Interrupted,
+    from_os_error,
+)
 
 EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad data; 66 input missing; 69 device lost;
 70 internal error; 73 output can't be created; 74 I/O error or disk full; 75 another run holds the output;
@@ -41,7 +47,9 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     debug: Annotated[bool, typer.Option(help="Show tracebacks.", envvar="EMBEDCLI_DEBUG")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+    ] = False,
 ) -> None:
     global _debug
     _debug = debug
@@ -96,7 +104,9 @@ def _add(parent: typer.Typer, name: str, verb: Verb | Mapping[str, Verb]) -> Non
     if callable(verb):
         parent.command(name)(_guarded(verb))
         return
-    group = typer.Typer(help=f"{name.capitalize()}: {', '.join(verb)}.", no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(
+        help=f"{name.capitalize()}: {', '.join(verb)}.", no_args_is_help=True, rich_markup_mode=None
+    )
     for inner, one in verb.items():
         _add(group, inner, one)
     parent.add_typer(group, name=name)

@@ -19,11 +19,12 @@ VectorType = Literal["float32", "float16"]
 class RunOptions:
     """What changes the speed, not the vector (beyond the rounding of `dtype`).
 
-    `num_processes` None takes one for each device. `update` reuses the vectors of the output as it is, `overwrite`
-    replaces an output of another recipe, `fresh` forgets what an interrupted run left. `watchdog` is in seconds: how
-    long a worker may show no progress; 0 is for ever. `batch_tokens` None takes what suits the device. `compile` auto
-    compiles the model where that pays for about `expected_tokens`, which are None until that is known. `plain` runs
-    padded batches as the model's class does.
+    `num_processes` None takes one for each device. `update` reuses the vectors of the output as it
+    is, `overwrite` replaces an output of another recipe, `fresh` forgets what an interrupted run
+    left. `watchdog` is in seconds: how long a worker may show no progress; 0 is for ever.
+    `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that
+    pays for about `expected_tokens`, which are None until that is known. `plain` runs padded
+    batches as the model's class does.
     """
 
     device: str = "auto"
@@ -40,13 +41,18 @@ class RunOptions:
 
     @classmethod
     def reference(cls, device: str) -> "RunOptions":
-        """The plainest path, by which others are judged: one text at a time, in float32, padded, not compiled."""
+        """The plainest path, by which others are judged: one text at a time, in float32, padded,
+        not compiled.
+        """
         return cls(device=device, dtype="float32", batch_tokens=1, compile="off", plain=True)
 
 
 @dataclass(frozen=True)
 class InputOptions:
-    """How records are taken from files. `columns` None carries all; `fields` are columns that the template names."""
+    """How records are taken from files.
+
+    `columns` None carries all; `fields` are columns that the template names.
+    """
 
     text_column: str = "text"
     columns: tuple[str, ...] | None = None
@@ -58,9 +64,12 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """Where vectors go. `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside.
+    """Where vectors go.
 
-    `directory`: the output is a dataset directory of parts. `allow_empty`: an output without rows is wanted, too.
+    `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside.
+
+    `directory`: the output is a dataset directory of parts. `allow_empty`: an output without rows
+    is wanted, too.
     """
 
     path: str

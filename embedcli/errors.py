@@ -13,8 +13,8 @@
     └── ConfigurationError    78   the model or the template is unusable, or the recipe differs
     Interrupted            128+N   signal N
 
-0 is success, 3 success with rejected rows, 70 a fault of embedcli's own, 141 a reader that closed the pipe.
-A message says what, where and with which value; a hint says what to do about it.
+0 is success, 3 success with rejected rows, 70 a fault of embedcli's own, 141 a reader that closed
+the pipe. A message says what, where and with which value; a hint says what to do about it.
 """
 
 import errno
@@ -98,7 +98,10 @@ class ConfigurationError(EmbedcliError):
 
 
 class Interrupted(BaseException):
-    """A signal ended the run. Like KeyboardInterrupt no Exception, so that no library takes it for a failure."""
+    """A signal ended the run.
+
+    Like KeyboardInterrupt no Exception, so that no library takes it for a failure.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -124,11 +127,17 @@ _OS_ERRORS: dict[int, type[EmbedcliError]] = {
 
 
 def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
-    """Turn an operating system's error into the one of the tree that fits; `path` where the error names none."""
+    """Turn an operating system's error into the one of the tree that fits; `path` where the error
+    names none.
+    """
     kind = _OS_ERRORS.get(error.errno or 0, StorageError)
     where = error.filename if error.filename is not None else path
     if isinstance(where, bytes):
         where = where.decode("utf-8", "surrogateescape")
     what = error.strerror or str(error)
-    hint = "make space and run the same command again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    hint = (
+        "make space and run the same command again"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT)
+        else ""
+    )
     return kind(f"{where}: {what}" if where else what, hint)

@@ -1,7 +1,7 @@
 """Files that people name for results: may they be written, and written whole or not at all.
 
-A regular file is replaced by a rename, so that its name always leads to a whole one. A pipe, a device or a descriptor
-(`/dev/stderr`, `>(command)`) is written to as it is.
+A regular file is replaced by a rename, so that its name always leads to a whole one. A pipe, a
+device or a descriptor (`/dev/stderr`, `>(command)`) is written to as it is.
 """
 
 import os
@@ -88,7 +88,9 @@ def check_folder(path: str) -> None:
     if target.is_dir():
         raise OutputError(f"{path}: is a directory", "name a file")
     if _unfinished_name(target).is_dir():
-        raise OutputError(f"{_unfinished_name(target)}: is in the way", "remove it, or choose another name")
+        raise OutputError(
+            f"{_unfinished_name(target)}: is in the way", "remove it, or choose another name"
+        )
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
         raise OutputError(f"{path}: the file name is too long", f"at most {_LONGEST_NAME} bytes")
     if not os.access(target.parent, os.W_OK):
@@ -96,14 +98,19 @@ def check_folder(path: str) -> None:
 
 
 def check_distinct(path: str, option: str, others: Sequence[tuple[str, str]]) -> None:
-    """Refuse a file that another option names, too. `others` are (what it is, path). Raises OutputError."""
+    """Refuse a file that another option names, too.
+
+    `others` are (what it is, path). Raises OutputError.
+    """
     for what, other in others:
         if are_same(path, other):
             raise OutputError(f"{option} {path}: is {what}", f"choose another name for {option}")
 
 
 def write_atomically(path: str, content: bytes) -> None:
-    """Replace a file by new content, durably: its name leads to the old or to the new one. Streams are written to.
+    """Replace a file by new content, durably: its name leads to the old or to the new one.
+
+    Streams are written to.
 
     Raises StorageError, AccessError, InputMissingError with the file's name.
     """
@@ -139,7 +146,8 @@ def _replace(target: Path, content: bytes) -> None:
 
 
 def unfinished_of(target: Path) -> Path:
-    """Return the name that a file has while it is written, in the same folder; what a killed run left there is removed.
+    """Return the name that a file has while it is written, in the same folder; what a killed run
+    left there is removed.
 
     Open it exclusively: anybody who may write in the folder could put a link there.
     """
@@ -170,15 +178,17 @@ def sync(path: Path) -> None:
 def open_parquet(path: Path | str, name: str | None = None) -> "pq.ParquetFile":
     """Open a Parquet file with checksums verified as pages are read; `name` is what people call it.
 
-    Pages are streamed, so that memory doesn't depend on the size of a row group. Raises DataError where it is no
-    Parquet file, encrypted or damaged; OSError as the system gives it.
+    Pages are streamed, so that memory doesn't depend on the size of a row group. Raises DataError
+    where it is no Parquet file, encrypted or damaged; OSError as the system gives it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         source = pa.OSFile(os.fsencode(path))  # bytes: a file name need not be UTF-8
-        return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20)
+        return pq.ParquetFile(
+            source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20
+        )
     except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -190,4 +200,6 @@ def unreadable_parquet(name: str, error: Exception) -> DataError:
     message = " ".join(str(error).split())
     if "ncrypt" in message or "rypto" in message:
         return DataError(f"{name}: the Parquet file is encrypted", "decrypt it first")
-    return DataError(f"{name}: not a readable Parquet file: {message}", "the file is damaged or cut off")
+    return DataError(
+        f"{name}: not a readable Parquet file: {message}", "the file is damaged or cut off"
+    )

@@ -1,7 +1,8 @@
-"""Processes and devices: the rank that a launcher gives, the devices of this machine, and starting workers on them.
+"""Processes and devices: the rank that a launcher gives, the devices of this machine, and starting
+workers on them.
 
-The only place that knows accelerate. Nothing is ever gathered or synchronized between processes: whoever works takes
-units by claims in a shared folder (store/claims.py).
+The only place that knows accelerate. Nothing is ever gathered or synchronized between processes:
+whoever works takes units by claims in a shared folder (store/claims.py).
 """
 
 import contextlib
@@ -38,15 +39,17 @@ class World:
 def join(options: RunOptions) -> World:
     """Find this process's rank.
 
-    Raises ConfigurationError where accelerate and the launcher's environment disagree: each process would believe that
-    it is alone, and embed the whole corpus.
+    Raises ConfigurationError where accelerate and the launcher's environment disagree: each process
+    would believe that it is alone, and embed the whole corpus.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size <= 1:
         return World(secrets.token_hex(8))
     if options.num_processes is not None:
         raise UsageError("--num-processes: the launcher has settled how many processes there are")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or size))))
+    os.environ.setdefault(
+        "OMP_NUM_THREADS", str(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or size)))
+    )
     from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
@@ -66,7 +69,10 @@ def join(options: RunOptions) -> World:
 
 
 def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
-    """The device of each process that should work here. Imports torch where a CUDA device may be meant."""
+    """The device of each process that should work here.
+
+    Imports torch where a CUDA device may be meant.
+    """
     if not needs_torch or options.device == "cpu":
         return ["cpu"] * (options.num_processes or 1)
     import torch
@@ -76,7 +82,9 @@ def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
         return [options.device] * (options.num_processes or 1)
     if not found:
         if options.device == "cuda":
-            raise DeviceError("--device cuda: this machine shows no CUDA device", "--device cpu runs anywhere")
+            raise DeviceError(
+                "--device cuda: this machine shows no CUDA device", "--device cpu runs anywhere"
+            )
         return ["cpu"] * (options.num_processes or 1)
     if world.size > 1:
         return [f"cuda:{world.local_rank % found}"]
@@ -88,14 +96,17 @@ def start(
 ) -> "subprocess.Popen[bytes]":
     """Start a worker, one of `processes` on this machine; what it prints goes to `log`.
 
-    It inherits the descriptor `handle`, and reads its errand from standard input: all users can see a command line.
-    Command and environment are accelerate's, except for the pseudo-model, which is to load no torch.
+    It inherits the descriptor `handle`, and reads its errand from standard input: all users can see
+    a command line. Command and environment are accelerate's, except for the pseudo-model, which is
+    to load no torch.
     """
     command = [sys.executable, "-m", "embedcli.run.worker"]
     environment = dict(os.environ)
     if needs_torch:
         command, environment = _accelerated(device, max(1, _cores() // processes))
-    environment["PYTHONSAFEPATH"] = "1"  # whatever lies in the working directory is no module of ours
+    environment["PYTHONSAFEPATH"] = (
+        "1"  # whatever lies in the working directory is no module of ours
+    )
     with open(log, "wb") as stream:
         process = subprocess.Popen(
             command,
@@ -106,7 +117,10 @@ def start(
             pass_fds=(handle,),
         )
     assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # a worker that died has said why
+    with (
+        contextlib.suppress(BrokenPipeError),
+        process.stdin as pipe,
+    ):  # a worker that died has said why
         pipe.write(json.dumps(errand).encode())
     return process
 
@@ -115,9 +129,29 @@ def _accelerated(device: str, threads: int) -> tuple[list[str], dict[str, str]]:
     from accelerate.commands.launch import launch_command_parser
     from accelerate.utils import prepare_simple_launcher_cmd_env
 
-    where = ["--cpu"] if device == "cpu" else ["--gpu_ids", _visible(int(device.partition(":")[2] or 0))]
-    plain = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    options = [*where, *plain, "--num_cpu_threads_per_process", str(threads), "-m", "embedcli.run.worker"]
+    where = (
+        ["--cpu"]
+        if device == "cpu"
+        else ["--gpu_ids", _visible(int(device.partition(":")[2] or 0))]
+    )
+    plain = [
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    options = [
+        *where,
+        *plain,
+        "--num_cpu_threads_per_process",
+        str(threads),
+        "-m",
+        "embedcli.run.worker",
+    ]
     wanted = launch_command_parser().parse_args(options)
     wanted.use_cpu = device == "cpu"  # its own check of the options would set it
     command, environment = prepare_simple_launcher_cmd_env(wanted)
@@ -127,7 +161,9 @@ def _accelerated(device: str, threads: int) -> tuple[list[str], dict[str, str]]:
 
 
 def _visible(number: int) -> str:
-    """The name by which a child sees only this device: an entry of our own CUDA_VISIBLE_DEVICES, if that is set."""
+    """The name by which a child sees only this device: an entry of our own CUDA_VISIBLE_DEVICES, if
+    that is set.
+    """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     return shown.split(",")[number].strip() if shown else str(number)
 
@@ -137,7 +173,10 @@ def _cores() -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """End this process when its parent ends, however that ends (Linux, prctl). Ctrl-C is the parent's business."""
+    """End this process when its parent ends, however that ends (Linux, prctl).
+
+    Ctrl-C is the parent's business.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it had ended before we asked

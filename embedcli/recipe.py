@@ -1,5 +1,6 @@
-"""What makes a vector what it is: the space, in which vectors may be compared, and the recipe, within which one may be
-reused. Equal ids mean equal vectors, up to the rounding of the dtype."""
+"""What makes a vector what it is: the space, in which vectors may be compared, and the recipe,
+within which one may be reused. Equal ids mean equal vectors, up to the rounding of the dtype.
+"""
 
 import hashlib
 import json
@@ -18,7 +19,8 @@ Differences = Mapping[str, tuple[Any, Any]]
 class Space:
     """What must be equal for two vectors to be comparable.
 
-    `weights` and `tokenizer` are sha256 digests of the files; `pipeline` names the modules after the transformer.
+    `weights` and `tokenizer` are sha256 digests of the files; `pipeline` names the modules after
+    the transformer.
     """
 
     model: str
@@ -44,7 +46,8 @@ class Space:
 class Recipe:
     """What must be equal for a vector to be reusable: the space, and how a text becomes tokens.
 
-    `template` is the template with its task filled in, `max_length` counts tokens, special ones included.
+    `template` is the template with its task filled in, `max_length` counts tokens, special ones
+    included.
     """
 
     space: Space
@@ -58,22 +61,32 @@ class Recipe:
         return _digest({**asdict(self), "space": self.space.id})
 
     def differences(self, other: "Recipe") -> Differences:
-        """Return the fields in which another recipe differs, with its value and ours; the model's names included."""
+        """Return the fields in which another recipe differs, with its value and ours; the model's
+        names included.
+        """
         if self.id == other.id:
             return {}
-        own = {name: pair for name, pair in differing_fields(other, self).items() if name != "space"}
+        own = {
+            name: pair for name, pair in differing_fields(other, self).items() if name != "space"
+        }
         return {**differing_fields(other.space, self.space), **own}
 
 
 @dataclass(frozen=True)
 class TemplateSource:
-    """Where a template comes from: a family by name, the model's own prompts, or the option `--template`."""
+    """Where a template comes from: a family by name, the model's own prompts, or the option
+    `--template`.
+    """
 
     kind: Literal["family", "prompts", "option"]
     name: str = ""
 
     def __str__(self) -> str:
-        words = {"family": f"family {self.name}", "prompts": "the model's own prompts", "option": "--template"}
+        words = {
+            "family": f"family {self.name}",
+            "prompts": "the model's own prompts",
+            "option": "--template",
+        }
         return words[self.kind]
 
 
@@ -83,14 +96,18 @@ BY_OPTION = TemplateSource("option")
 
 def differing_fields(there: Any, here: Any) -> Differences:
     """Return the fields of two values of one type that differ: (there, here)."""
-    pairs = {field.name: (getattr(there, field.name), getattr(here, field.name)) for field in fields(here)}
+    pairs = {
+        field.name: (getattr(there, field.name), getattr(here, field.name))
+        for field in fields(here)
+    }
     return {name: (left, right) for name, (left, right) in pairs.items() if left != right}
 
 
 def describe_differences(differences: Differences, where: str) -> str:
     """Say for a message what is in `where` and what is asked for."""
     return "; ".join(
-        f"{name} is {there!r} in {where}, {here!r} requested" for name, (there, here) in differences.items()
+        f"{name} is {there!r} in {where}, {here!r} requested"
+        for name, (there, here) in differences.items()
     )
 
 

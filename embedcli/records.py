@@ -1,4 +1,6 @@
-"""The nouns that travel from the sources to the store: units of the input, their records, and rejected rows."""
+"""The nouns that travel from the sources to the store: units of the input, their records, and
+rejected rows.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +17,9 @@ if TYPE_CHECKING:
 class Unit:
     """A fixed slice of one input file, cut by the input alone.
 
-    `start` and `stop` are byte offsets (JSONL) or row numbers from 0 (Parquet); `first` is the number of the first
-    line or row as people count, from 1; `rows` counts good and bad records. `digest` is that of the slice's bytes
-    (JSONL; for Parquet the file has one).
+    `start` and `stop` are byte offsets (JSONL) or row numbers from 0 (Parquet); `first` is the
+    number of the first line or row as people count, from 1; `rows` counts good and bad records.
+    `digest` is that of the slice's bytes (JSONL; for Parquet the file has one).
     """
 
     file: int
@@ -42,8 +44,14 @@ class Reject:
     def as_error(self) -> DataError:
         """The same as an exception, for runs that stop at the first bad row."""
         more_hint = "--on-error reject sets bad rows aside and goes on"
-        where = f"{self.file}:{self.number}" if self.place == "line" else f"{self.file}: row {self.number}"
-        return DataError(f"{where}: {self.fault.reason}", "; ".join(filter(None, (self.fault.hint, more_hint))))
+        where = (
+            f"{self.file}:{self.number}"
+            if self.place == "line"
+            else f"{self.file}: row {self.number}"
+        )
+        return DataError(
+            f"{where}: {self.fault.reason}", "; ".join(filter(None, (self.fault.hint, more_hint)))
+        )
 
 
 def stop_at_first(rejects: Sequence[Reject], on_error: OnError) -> None:
@@ -56,8 +64,8 @@ def stop_at_first(rejects: Sequence[Reject], on_error: OnError) -> None:
 class Records:
     """The good rows of a unit, in the input's order, and the bad ones.
 
-    `table` holds the carried columns, `fields` the columns that the template names; `places` gives each row's line
-    or row number.
+    `table` holds the carried columns, `fields` the columns that the template names; `places` gives
+    each row's line or row number.
     """
 
     table: "pa.Table"
@@ -69,12 +77,13 @@ class Records:
 
 @dataclass(frozen=True)
 class InputFile:
-    """One input: the name people gave it, the path that can be read from any offset, the format found inside, and what
-    people count in it (`line`, `row`).
+    """One input: the name people gave it, the path that can be read from any offset, the format
+    found inside, and what people count in it (`line`, `row`).
 
-    `identity` are device, inode, size and times of the file when the run was planned; empty for a copy of this run's
-    own. Equal ones mean equal content, others mean nothing: then the digest decides. `digest`: of the bytes that are
-    read of a file of rows. `batch_rows`: the rows of each batch of an Arrow file.
+    `identity` are device, inode, size and times of the file when the run was planned; empty for a
+    copy of this run's own. Equal ones mean equal content, others mean nothing: then the digest
+    decides. `digest`: of the bytes that are read of a file of rows. `batch_rows`: the rows of each
+    batch of an Arrow file.
     """
 
     name: str
@@ -88,10 +97,11 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All inputs, planned: their files, their units in order, and the one schema of the carried columns.
+    """All inputs, planned: their files, their units in order, and the one schema of the carried
+    columns.
 
-    `json_columns` are carried as JSON text; `notes` is what people should know of the input. `digest` changes when the
-    content does.
+    `json_columns` are carried as JSON text; `notes` is what people should know of the input.
+    `digest` changes when the content does.
     """
 
     files: tuple[InputFile, ...]
@@ -108,7 +118,9 @@ class Corpus:
 
 
 class Rendered(NamedTuple):
-    """What the tokenizer gets: whole strings, and where in each the record's own text stands (character offsets)."""
+    """What the tokenizer gets: whole strings, and where in each the record's own text stands
+    (character offsets).
+    """
 
     strings: list[str]
     starts: list[int]

@@ -1,7 +1,9 @@
-"""Ctrl-C and its kin: the first one ends the run in order, the second one at once, and nothing takes longer than 10 s.
+"""Ctrl-C and its kin: the first one ends the run in order, the second one at once, and nothing
+takes longer than 10 s.
 
-Python runs a signal's handler only between two of its own steps, and one step may be a matrix product of a minute. So
-a thread listens, too: the interpreter writes each signal's number to a pipe the moment it comes.
+Python runs a signal's handler only between two of its own steps, and one step may be a matrix
+product of a minute. So a thread listens, too: the interpreter writes each signal's number to a pipe
+the moment it comes.
 """
 
 import fcntl
@@ -20,7 +22,9 @@ _FIRST_OWN_DESCRIPTOR = 32
 
 
 def watch() -> None:
-    """From now on a signal raises Interrupted in the main thread; where that takes too long, the process ends."""
+    """From now on a signal raises Interrupted in the main thread; where that takes too long, the
+    process ends.
+    """
     for number in SIGNALS:
         signal.signal(number, _interrupt)
     _start_listening()
@@ -61,5 +65,8 @@ def _listen(reading: int) -> None:
 
 def _end_by_force(number: int) -> None:
     name = signal.Signals(number).name
-    os.write(2, f"error: ended by {name}, by force after {_GRACE_SECONDS:g} s; finished work is kept\n".encode())
+    os.write(
+        2,
+        f"error: ended by {name}, by force after {_GRACE_SECONDS:g} s; finished work is kept\n".encode(),
+    )
     os._exit(128 + number)

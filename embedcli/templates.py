@@ -1,4 +1,7 @@
-"""A template: a string with fields, parsed once and filled in for each text. Knows no files and no tokenizers."""
+"""A template: a string with fields, parsed once and filled in for each text.
+
+Knows no files and no tokenizers.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +24,9 @@ class Field(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """A template for one role with its task filled in: literal strings and fields, exactly one of them `text`."""
+    """A template for one role with its task filled in: literal strings and fields, exactly one of
+    them `text`.
+    """
 
     pieces: tuple[str | Field, ...]
     role: str
@@ -30,7 +35,9 @@ class Template:
     @property
     def string(self) -> str:
         """The template as written, its task filled in."""
-        return "".join(piece if isinstance(piece, str) else _written(piece) for piece in self.pieces)
+        return "".join(
+            piece if isinstance(piece, str) else _written(piece) for piece in self.pieces
+        )
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -53,10 +60,13 @@ def _written(piece: Field) -> str:
     return f"{{{piece.name}}}" if piece.default is None else f"{{{piece.name}|{piece.default}}}"
 
 
-def parse(string: str, role: str, where: str, source: TemplateSource = BY_OPTION, task: str | None = None) -> Template:
+def parse(
+    string: str, role: str, where: str, source: TemplateSource = BY_OPTION, task: str | None = None
+) -> Template:
     """Cut a template string into its pieces and fill in the task. `where` is what messages call it.
 
-    Raises ConfigurationError where `{text}` is not there exactly once, or `{task}` has nothing to fill it.
+    Raises ConfigurationError where `{text}` is not there exactly once, or `{task}` has nothing to
+    fill it.
     """
     pieces: list[str | Field] = []
 
@@ -74,12 +84,16 @@ def parse(string: str, role: str, where: str, source: TemplateSource = BY_OPTION
         if name == "task":
             filled = task if task is not None else default
             if filled is None:
-                raise ConfigurationError(f"{where}: the template {string!r} needs a task", "pass --task '...'")
+                raise ConfigurationError(
+                    f"{where}: the template {string!r} needs a task", "pass --task '...'"
+                )
             add(filled)
         else:
             pieces.append(Field(name, default))
     add(string[end:])
-    if [piece for piece in pieces if isinstance(piece, Field) and piece.name == "text"] != [Field("text", None)]:
+    if [piece for piece in pieces if isinstance(piece, Field) and piece.name == "text"] != [
+        Field("text", None)
+    ]:
         raise ConfigurationError(
             f"{where}: the template {string!r} must hold {{text}} exactly once",
             "for example --template 'query: {text}'",
@@ -90,11 +104,17 @@ def parse(string: str, role: str, where: str, source: TemplateSource = BY_OPTION
 def render(
     template: Template, texts: Sequence[str], fields: Mapping[str, Sequence[object]]
 ) -> tuple[Rendered, dict[int, RowFault]]:
-    """Fill the template for each text. Literal substitution: braces in texts and fields stay as they are.
+    """Fill the template for each text.
+
+    Literal substitution: braces in texts and fields stay as they are.
 
     Rows whose field is missing and has no default come back as faults; their strings are empty.
     """
-    text_at = next(i for i, piece in enumerate(template.pieces) if isinstance(piece, Field) and piece.name == "text")
+    text_at = next(
+        i
+        for i, piece in enumerate(template.pieces)
+        if isinstance(piece, Field) and piece.name == "text"
+    )
     heads, head_faults = _join(template.pieces[:text_at], fields, len(texts))
     tails, tail_faults = _join(template.pieces[text_at + 1 :], fields, len(texts))
     starts = [len(head) for head in heads]
@@ -123,16 +143,24 @@ def _join(
 
 
 def _fill(piece: Field, value: object) -> str | RowFault:
-    """A column's value as a template takes it: strings and whole numbers. Nothing, and "", give way to a default."""
+    """A column's value as a template takes it: strings and whole numbers.
+
+    Nothing, and "", give way to a default.
+    """
     if isinstance(value, str) and (value or piece.default is None):
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if value is not None and not isinstance(value, str):
         kind = type(value).__name__
-        return RowFault("field-type", f"column {piece.name!r} is a {kind}; a template takes strings and whole numbers")
+        return RowFault(
+            "field-type",
+            f"column {piece.name!r} is a {kind}; a template takes strings and whole numbers",
+        )
     if piece.default is not None:
         return piece.default
     return RowFault(
-        "field-missing", f"column {piece.name!r} of the template has no value", f"a default: {{{piece.name}|none}}"
+        "field-missing",
+        f"column {piece.name!r} of the template has no value",
+        f"a default: {{{piece.name}|none}}",
     )

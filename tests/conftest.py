@@ -1,6 +1,8 @@
 """What every test may lean on: the guard, a way to run the program, tiny models."""
 
+import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +18,10 @@ import pytest
 
 # Machines differ in speed, and the same commit should pass or fail the same way everywhere.
 hypothesis.settings.register_profile(
-    "embedcli", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "embedcli",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("embedcli")
 
@@ -90,7 +95,12 @@ def cli(capfdbinary: pytest.CaptureFixture[bytes]) -> Iterator[Callable[..., Ran
 def start(*args: object, **options: Any) -> "subprocess.Popen[bytes]":
     """Start `embedcli` as a process of its own."""
     command = [sys.executable, "-m", "embedcli", *map(str, args)]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    pipes = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **options,
+    }
     return subprocess.Popen(command, **pipes)
 
 
@@ -103,8 +113,61 @@ def run_process(*args: object, input: bytes | None = None, **options: Any) -> Ra
     return Ran(process.returncode, out, (err or b"").decode())
 
 
+# What shows that a test starts processes, or loads a model.
+_SLOW_SOURCES = (
+    "run_process(",
+    "start(",
+    "start_encode(",
+    "subprocess",
+    "as_another_user(",
+    "--num-processes",
+)
+_SLOW_FIXTURES = {"tiny_bert", "place_with_model", "folders"}
+_IMPORTS_TORCH = re.compile(
+    r"^(import|from) (torch|transformers|sentence_transformers)", re.MULTILINE
+)
+
+
+def _is_fast(item: pytest.Item) -> bool:
+    if any(item.get_closest_marker(name) for name in ("heavy", "torch", "gpu")):
+        return False
+    function = getattr(item, "function", None)
+    if function is None or _SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+        return False
+    source = inspect.getsource(function)
+    return not any(word in source for word in _SLOW_SOURCES)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _is_fast(item):
+            item.add_marker(pytest.mark.fast)
+
+
+class _TorchRefused:
+    """Finds no module, and names the fast test that asks for torch."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "torch":
+            pytest.fail("a fast test imports torch: mark it with @pytest.mark.torch")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the fast tier the files that import torch at their top."""
+    if config.getoption("-m") == "fast" and collection_path.suffix == ".py":
+        return bool(_IMPORTS_TORCH.search(collection_path.read_text())) or None
+    return None
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.getoption("-m") == "fast":
+        sys.meta_path.insert(0, _TorchRefused())  # type: ignore[arg-type]
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="run the heavy tests in their full numbers (an hour)")
+    parser.addoption(
+        "--full", action="store_true", help="run the heavy tests in their full numbers (an hour)"
+    )
 
 
 @pytest.fixture

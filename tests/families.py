@@ -1,8 +1,9 @@
-"""One tiny random model for each architecture that a family stands for, and an independent way to the same vectors.
+"""One tiny random model for each architecture that a family stands for, and an independent way to
+the same vectors.
 
 Each row: how the model's folder is built as its authors publish it, and a reference, most often
-sentence-transformers on a folder that says outright what the family file knows. `python -m tests.families` writes
-the parity table of the README.
+sentence-transformers on a folder that says outright what the family file knows. `python -m
+tests.families` writes the parity table of the README.
 """
 
 import shutil
@@ -33,7 +34,9 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Case:
-    """A family's architecture: its folder, the role tried, and how the reference differs from the folder."""
+    """A family's architecture: its folder, the role tried, and how the reference differs from the
+    folder.
+    """
 
     build: Callable[[Path], Path]
     role: str = "query"
@@ -70,7 +73,9 @@ QWEN = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 
 
 def nv_embed(path: Path) -> Path:
-    """NV-Embed's folder: a Mistral under `embedding_model.`, latent attention beside it, a config of its own kind."""
+    """NV-Embed's folder: a Mistral under `embedding_model.`, latent attention beside it, a config
+    of its own kind.
+    """
     import json
 
     import safetensors.torch
@@ -96,11 +101,19 @@ def nv_embed(path: Path) -> Path:
         "cross_attend_blocks.1.fn.net.2.bias": (32,),
     }
     torch.manual_seed(1)
-    latent = {f"latent_attention_model.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
+    latent = {
+        f"latent_attention_model.{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()
+    }
     merged = {**{f"embedding_model.{name}": value for name, value in weights.items()}, **latent}
     safetensors.torch.save_file(merged, path / "model.safetensors", metadata={"format": "pt"})
     text = json.loads((path / "config.json").read_text())
-    dims = {"num_latents_value": 8, "num_cross_heads": 3, "cross_dim_head": 8, "latent_dim": 32, "hidden_dim": 32}
+    dims = {
+        "num_latents_value": 8,
+        "num_cross_heads": 3,
+        "cross_dim_head": 8,
+        "latent_dim": 32,
+        "hidden_dim": 32,
+    }
     tiny.write_json(
         path / "config.json",
         {
@@ -115,7 +128,9 @@ def nv_embed(path: Path) -> Path:
     return path
 
 
-def nv_embed_reference(path: Path, template: templates.Template, texts: Sequence[str]) -> np.ndarray:
+def nv_embed_reference(
+    path: Path, template: templates.Template, texts: Sequence[str]
+) -> np.ndarray:
     """NV-Embed by its paper and card: one text at a time, no padding, the block written out."""
     import json
     import math
@@ -125,10 +140,14 @@ def nv_embed_reference(path: Path, template: templates.Template, texts: Sequence
     import transformers
 
     raw = json.loads((path / "config.json").read_text())
-    config = transformers.MistralConfig(**{k: v for k, v in raw["text_config"].items() if k != "model_type"})
+    config = transformers.MistralConfig(
+        **{k: v for k, v in raw["text_config"].items() if k != "model_type"}
+    )
     weights = safetensors.torch.load_file(path / "model.safetensors")
     backbone = transformers.MistralModel(config).eval()
-    backbone.load_state_dict({k.removeprefix("embedding_model."): v for k, v in weights.items() if k[0] == "e"})
+    backbone.load_state_dict(
+        {k.removeprefix("embedding_model."): v for k, v in weights.items() if k[0] == "e"}
+    )
     w = {k.removeprefix("latent_attention_model."): v for k, v in weights.items() if k[0] == "l"}
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     instruction = template.prefix
@@ -138,13 +157,20 @@ def nv_embed_reference(path: Path, template: templates.Template, texts: Sequence
 
     vectors = []
     for text in texts:
-        ids = [*tokenizer(instruction + text)["input_ids"][: tiny.LENGTH - 1], tokenizer.eos_token_id]
-        everything = torch.zeros(1, 1, len(ids), len(ids))  # a mask that hides nothing: bidirectional
+        ids = [
+            *tokenizer(instruction + text)["input_ids"][: tiny.LENGTH - 1],
+            tokenizer.eos_token_id,
+        ]
+        everything = torch.zeros(
+            1, 1, len(ids), len(ids)
+        )  # a mask that hides nothing: bidirectional
         with torch.no_grad():
             x = backbone(torch.tensor([ids]), attention_mask=everything).last_hidden_state[0]
             block = "cross_attend_blocks.0"
             q = norm(x, f"{block}.norm") @ w[f"{block}.fn.to_q.weight"].T
-            k, v = (norm(w["latents"], f"{block}.norm_context") @ w[f"{block}.fn.to_kv.weight"].T).chunk(2, dim=-1)
+            k, v = (
+                norm(w["latents"], f"{block}.norm_context") @ w[f"{block}.fn.to_kv.weight"].T
+            ).chunk(2, dim=-1)
             heads = []
             for h in range(3):
                 part = slice(8 * h, 8 * h + 8)
@@ -152,7 +178,8 @@ def nv_embed_reference(path: Path, template: templates.Template, texts: Sequence
             x = torch.cat(heads, -1) @ w[f"{block}.fn.to_out.weight"].T + x
             block = "cross_attend_blocks.1"
             value, gate = (
-                norm(x, f"{block}.norm") @ w[f"{block}.fn.net.0.weight"].T + w[f"{block}.fn.net.0.bias"]
+                norm(x, f"{block}.norm") @ w[f"{block}.fn.net.0.weight"].T
+                + w[f"{block}.fn.net.0.bias"]
             ).chunk(2, -1)
             x = (
                 (value * torch.nn.functional.gelu(gate)) @ w[f"{block}.fn.net.2.weight"].T
@@ -164,7 +191,9 @@ def nv_embed_reference(path: Path, template: templates.Template, texts: Sequence
 
 
 def jina_v3(path: Path) -> Path:
-    """The native class with a LoRA adapter for each retrieval role, in folders as the repository has them."""
+    """The native class with a LoRA adapter for each retrieval role, in folders as the repository
+    has them.
+    """
     import peft
     import torch
     import transformers
@@ -174,7 +203,10 @@ def jina_v3(path: Path) -> Path:
         base = transformers.AutoModel.from_pretrained(path)
         torch.manual_seed(seed)
         config = peft.LoraConfig(
-            r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "fc1", "fc2"], init_lora_weights=False
+            r=4,
+            lora_alpha=8,
+            target_modules=["q_proj", "k_proj", "v_proj", "fc1", "fc2"],
+            init_lora_weights=False,
         )
         peft.get_peft_model(base, config).save_pretrained(path / name)
     return path
@@ -192,7 +224,9 @@ def jina_v3_reference(path: Path, template: templates.Template, texts: Sequence[
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
     vectors = []
     for text in texts:
-        inputs = tokenizer(template.prefix + text, truncation=True, max_length=tiny.LENGTH, return_tensors="pt")
+        inputs = tokenizer(
+            template.prefix + text, truncation=True, max_length=tiny.LENGTH, return_tensors="pt"
+        )
         with torch.no_grad():
             vectors.append(model(**inputs).last_hidden_state[0].mean(dim=0).numpy())
     return normalized(np.array(vectors))
@@ -202,17 +236,36 @@ def nomic_reference(path: Path, template: templates.Template, texts: Sequence[st
     """Mean pooling by sentence-transformers, then the card's layer norm."""
     import torch
 
-    plain = sentence_transformers_vectors(path, [template.prefix + text for text in texts], normalize=False)
+    plain = sentence_transformers_vectors(
+        path, [template.prefix + text for text in texts], normalize=False
+    )
     return normalized(torch.nn.functional.layer_norm(torch.from_numpy(plain), (32,)).numpy())
 
 
 def t5(path: Path) -> Path:
-    config = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 1}
-    return tiny.model(path, "T5", tokenizer={"after": ("</s>",)}, layout={"dense": [(24, IDENTITY)]}, **config)
+    config = {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "decoder_start_token_id": 1,
+    }
+    return tiny.model(
+        path, "T5", tokenizer={"after": ("</s>",)}, layout={"dense": [(24, IDENTITY)]}, **config
+    )
 
 
 def stella(path: Path) -> Path:
-    own_code(tiny.model(path, "Qwen2", tokenizer=QWEN, layout={"dense": [(24, IDENTITY)], "normalize": False}, **GQA))
+    own_code(
+        tiny.model(
+            path,
+            "Qwen2",
+            tokenizer=QWEN,
+            layout={"dense": [(24, IDENTITY)], "normalize": False},
+            **GQA,
+        )
+    )
     (path / "2_Dense").rename(path / "2_Dense_24")
     modules = (path / "modules.json").read_text().replace('"2_Dense"', '"2_Dense_24"')
     (path / "modules.json").write_text(modules)
@@ -273,12 +326,18 @@ def sentence_transformers_vectors(
 ) -> np.ndarray:
     import sentence_transformers
 
-    model = sentence_transformers.SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    found = model.encode(list(texts), normalize_embeddings=normalize, show_progress_bar=False, **options)
+    model = sentence_transformers.SentenceTransformer(
+        str(path), device="cpu", local_files_only=True
+    )
+    found = model.encode(
+        list(texts), normalize_embeddings=normalize, show_progress_bar=False, **options
+    )
     return np.asarray(found)
 
 
-def reference_vectors(case: Case, path: Path, template: templates.Template, texts: Sequence[str]) -> np.ndarray:
+def reference_vectors(
+    case: Case, path: Path, template: templates.Template, texts: Sequence[str]
+) -> np.ndarray:
     """The same vectors by another way."""
     import json
 
@@ -286,12 +345,20 @@ def reference_vectors(case: Case, path: Path, template: templates.Template, text
         return case.reference(path, template, texts)
     with tempfile.TemporaryDirectory() as folder:
         explicit = shutil.copytree(path, Path(folder) / "model")
-        raw = {k: v for k, v in json.loads((path / "config.json").read_text()).items() if k != "auto_map"}
+        raw = {
+            k: v
+            for k, v in json.loads((path / "config.json").read_text()).items()
+            if k != "auto_map"
+        }
         tiny.write_json(explicit / "config.json", {**raw, **case.config})
         if case.tokenizer is not None:
             tiny.byte_pairs(explicit, **case.tokenizer)
         if case.masked:
-            pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "include_prompt": False}
+            pooling = {
+                "word_embedding_dimension": 32,
+                "pooling_mode_mean_tokens": True,
+                "include_prompt": False,
+            }
             tiny.write_json(explicit / "1_Pooling" / "config.json", pooling)
             return sentence_transformers_vectors(explicit, texts, prompt=template.prefix)
         rendered, _ = templates.render(template, texts, {})
@@ -309,7 +376,9 @@ class Ours:
     packing: Any
 
 
-def ours(name: str, path: Path, texts: Sequence[str], dim: int | None = None, **changes: Any) -> Ours:
+def ours(
+    name: str, path: Path, texts: Sequence[str], dim: int | None = None, **changes: Any
+) -> Ours:
     """Encode with the family's template and facts; `changes` replace facts, to see that they matter."""
     from dataclasses import replace
 
@@ -381,7 +450,14 @@ def known_columns(family: families.Family) -> list[str]:
     elif family.facts.own_code == "required":
         checked = "runs only by its own code"
     models = ", ".join(dict.fromkeys(model.partition("/")[2] or model for model in family.models))
-    return [name, models, shown.get("query", ""), shown.get("passage", ""), others, checked or "not checked"]
+    return [
+        name,
+        models,
+        shown.get("query", ""),
+        shown.get("passage", ""),
+        others,
+        checked or "not checked",
+    ]
 
 
 def _code(string: str) -> str:
@@ -399,7 +475,9 @@ def table() -> str:
         for family in families.families():
             figures = ["", "", ""]
             if family.name in CASES:
-                cosine, difference, found = parity(family.name, CASES[family.name].build(Path(folder) / family.name))
+                cosine, difference, found = parity(
+                    family.name, CASES[family.name].build(Path(folder) / family.name)
+                )
                 figures = [f"{cosine:.7f}", f"{difference:.0e}", f"{found.first}, {found.last}"]
             rows.append(row([*known_columns(family), *figures]))
     return "\n".join(rows)

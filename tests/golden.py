@@ -1,7 +1,9 @@
-"""Digests of what runs of every kind write: `python -m tests.golden > before`, change the code, again, and `diff`.
+"""Digests of what runs of every kind write: `python -m tests.golden > before`, change the code,
+again, and `diff`.
 
-A digest covers the schema and the columns, not the metadata: versions and provenance may change, values may not.
-Digests aren't kept in the repository: the last bit of a float differs between processors.
+A digest covers the schema and the columns, not the metadata: versions and provenance may change,
+values may not. Digests aren't kept in the repository: the last bit of a float differs between
+processors.
 """
 
 import argparse
@@ -35,17 +37,27 @@ RUNS = {
     "dim": ("c.jsonl", "o.parquet", ["--dim", "16"]),
     "max length": ("c.jsonl", "o.parquet", ["--max-length", "6"]),
     "not normalized": ("c.jsonl", "o.parquet", ["--no-normalize"]),
-    "template of two columns": ("c.jsonl", "o.parquet", ["--template", "{title|none}: {text} (end)"]),
+    "template of two columns": (
+        "c.jsonl",
+        "o.parquet",
+        ["--template", "{title|none}: {text} (end)"],
+    ),
     "another text column": ("c.jsonl", "o.parquet", ["--text-column", "inside.text"]),
     "some columns": ("c.jsonl", "o.parquet", ["--columns", "id,score"]),
     "no columns": ("c.parquet", "o.parquet", ["--columns", ""]),
     "another name": ("c.jsonl", "o.parquet", ["--embedding-column", "v"]),
     "rejects": ("bad.jsonl", "o.parquet", ["--on-error", "reject", "--rejects", "r.jsonl"]),
 }
-NEW_ROW = '{"id": 1, "title": "t", "text": "new", "score": 1.5, "inside": {"text": "new", "tags": []}}\n'
+NEW_ROW = (
+    '{"id": 1, "title": "t", "text": "new", "score": 1.5, "inside": {"text": "new", "tags": []}}\n'
+)
 MINILM = {
     "MiniLM": ("sample.jsonl", "o.parquet", ["--dtype", "float32", "--compile", "off"]),
-    "MiniLM, query": ("sample.jsonl", "o.parquet", ["--dtype", "float32", "--compile", "off", "--template", "e5"]),
+    "MiniLM, query": (
+        "sample.jsonl",
+        "o.parquet",
+        ["--dtype", "float32", "--compile", "off", "--template", "e5"],
+    ),
 }
 
 
@@ -54,7 +66,8 @@ def write_inputs(place: Path) -> None:
         {
             "id": number,
             "title": None if number % 7 == 0 else f"title {number}",
-            "text": f"text number {number % 4_900} of the corpus: " + "words enough to fill a unit " * (number % 5),
+            "text": f"text number {number % 4_900} of the corpus: "
+            + "words enough to fill a unit " * (number % 5),
             "score": number / 8,
             "inside": {"text": f"inner {number}", "tags": ["a", "b"][: number % 3]},
         }
@@ -82,13 +95,27 @@ def digest_of(table: pa.Table) -> str:
 
 
 def run(place: Path, source: str, output: str, options: list[str]) -> bytes:
-    command = [sys.executable, "-m", "embedcli", "encode", source, "--role", "passage", "-q", "-o", output, *options]
+    command = [
+        sys.executable,
+        "-m",
+        "embedcli",
+        "encode",
+        source,
+        "--role",
+        "passage",
+        "-q",
+        "-o",
+        output,
+        *options,
+    ]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), os.getcwd()])),
     }
     with open(place / "c.jsonl", "rb") as stdin:
-        done = subprocess.run(command, cwd=place, env=environment, stdin=stdin, capture_output=True, check=False)
+        done = subprocess.run(
+            command, cwd=place, env=environment, stdin=stdin, capture_output=True, check=False
+        )
     if done.returncode not in (0, 3):
         raise SystemExit(f"{' '.join(command)}\n{done.stderr.decode()}")
     return done.stdout
@@ -107,7 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minilm", action="store_true", help="also the bundled model, in float32")
     arguments = parser.parse_args()
-    runs = {name: (source, output, [*HASH, *options]) for name, (source, output, options) in RUNS.items()}
+    runs = {
+        name: (source, output, [*HASH, *options])
+        for name, (source, output, options) in RUNS.items()
+    }
     if arguments.minilm:
         runs |= MINILM
     for name, (source, output, options) in runs.items():
@@ -116,7 +146,9 @@ def main() -> None:
             print(f"{name:28} {result_of(Path(folder), source, output, options)}", flush=True)
             if output != "-":  # an update of a changed corpus
                 lines = (Path(folder) / "c.jsonl").read_text().splitlines(keepends=True)
-                (Path(folder) / "c.jsonl").write_text("".join([*lines[2_500:], *lines[:2_000], NEW_ROW]))
+                (Path(folder) / "c.jsonl").write_text(
+                    "".join([*lines[2_500:], *lines[:2_000], NEW_ROW])
+                )
                 print(
                     f"{'  and updated':28} {result_of(Path(folder), source, output, [*options, '--update'])}",
                     flush=True,

@@ -1,4 +1,6 @@
-"""The map of the package, made from the modules' docstrings: `python -m tests.house` writes it into embedcli/README.md."""
+"""The map of the package, made from the modules' docstrings: `python -m tests.house` writes it into
+embedcli/README.md.
+"""
 
 import ast
 from pathlib import Path

@@ -20,7 +20,9 @@ def reference() -> str:
 def verbs():
     """All verbs by their full name."""
     groups = {
-        name: {name: verb} if callable(verb) else {f"{name} {inner}": v for inner, v in verb.items()}
+        name: {name: verb}
+        if callable(verb)
+        else {f"{name} {inner}": v for inner, v in verb.items()}
         for name, verb in VERBS.items()
     }
     return {name: verb for group in groups.values() for name, verb in group.items()}
@@ -31,7 +33,9 @@ def _verb(name, verb):
     parameters = inspect.signature(verb).parameters
     infos = {key: hints[key].__metadata__[0] for key in parameters}
     arguments = [key for key, info in infos.items() if isinstance(info, typer.models.ArgumentInfo)]
-    usage = " ".join(key.upper() + ("..." if "list" in str(hints[key]) else "") for key in arguments)
+    usage = " ".join(
+        key.upper() + ("..." if "list" in str(hints[key]) else "") for key in arguments
+    )
     rows = [
         f"### embedcli {name} {usage}",
         "",
@@ -41,14 +45,20 @@ def _verb(name, verb):
         "|---|---|---|---|",
     ]
     rows += [f"| `{key.upper()}` | {infos[key].help} | | |" for key in arguments]
-    rows += [_option(info, parameters[key].default) for key, info in infos.items() if key not in arguments]
+    rows += [
+        _option(info, parameters[key].default)
+        for key, info in infos.items()
+        if key not in arguments
+    ]
     return "\n".join([*rows, ""])
 
 
 def _option(info, default):
     # Typer keeps the first name where, outside of Annotated, the default would stand.
     names = ", ".join(f"`{name}`" for name in (info.default, *info.param_decls))
-    shown = {inspect.Parameter.empty: "**required**", None: "", False: "", "": ""}.get(default, f"`{default}`")
+    shown = {inspect.Parameter.empty: "**required**", None: "", False: "", "": ""}.get(
+        default, f"`{default}`"
+    )
     return f"| {names} | {_escaped(info.help)} | {shown} | {f'`{info.envvar}`' if info.envvar else ''} |"
 
 

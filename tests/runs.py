@@ -14,10 +14,14 @@ HASH = ("--role", "passage", "--model", "hash:64")
 
 
 def write_corpus(
-    path, rows=12_000, text="text number {} of the corpus, with words enough to fill its unit to the brim"
+    path,
+    rows=12_000,
+    text="text number {} of the corpus, with words enough to fill its unit to the brim",
 ):
     """JSONL of `rows` rows; the default makes about five units."""
-    path.write_text("".join(json.dumps({"id": i, "text": text.format(i)}) + "\n" for i in range(rows)))
+    path.write_text(
+        "".join(json.dumps({"id": i, "text": text.format(i)}) + "\n" for i in range(rows))
+    )
     return path
 
 

@@ -1,4 +1,6 @@
-"""The laws of the house: imports point one way, each heavy library has one door, nothing heavy is loaded early."""
+"""The laws of the house: imports point one way, each heavy library has one door, nothing heavy is
+loaded early.
+"""
 
 import ast
 import subprocess
@@ -58,7 +60,9 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found.update({node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)})
+            found.update(
+                {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+            )
         for child in ast.iter_child_nodes(node):
             visit(child)
 
@@ -98,7 +102,9 @@ def test_the_law_can_fail(tmp_path):
 def loaded_after(code: str) -> set[str]:
     heavy = "{'torch', 'transformers', 'tokenizers', 'pyarrow', 'numpy', 'huggingface_hub'}"
     script = f"import sys\ntry:\n    {code}\nexcept SystemExit: pass\nprint(*sorted({heavy} & set(sys.modules)), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stderr.splitlines()[-1].split())
 
 
@@ -123,7 +129,15 @@ def test_provenance_is_looked_up_by_its_types(path):
     """Facts about vectors have types: their JSON is read and written in one place."""
     if path.relative_to(PACKAGE).as_posix() in ("store/provenance.py", "store/manifest.py"):
         return
-    for key in ("recipe", "space", "template_source", "vector_type", "made", "recipe_id", "space_id"):
+    for key in (
+        "recipe",
+        "space",
+        "template_source",
+        "vector_type",
+        "made",
+        "recipe_id",
+        "space_id",
+    ):
         assert f'["{key}"]' not in path.read_text(), f"{key} is an attribute"
 
 

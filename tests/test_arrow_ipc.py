@@ -10,7 +10,12 @@ import pytest
 from tests.runs import HASH, content, table
 
 ROWS = [
-    {"id": i, "title": None if i % 3 else f"title {i}", "text": f"text {i} " * (1 + i % 9), "tags": ["a"] * (i % 4)}
+    {
+        "id": i,
+        "title": None if i % 3 else f"title {i}",
+        "text": f"text {i} " * (1 + i % 9),
+        "tags": ["a"] * (i % 4),
+    }
     for i in range(5_000)
 ]
 
@@ -24,7 +29,9 @@ def write(path, rows=ROWS, batch=700, compression=None):
 
 
 @pytest.mark.parametrize("compression", [None, "lz4", "zstd"])
-@pytest.mark.parametrize("options", [(), ("--columns", "id,tags"), ("--template", "{title|none}: {text}")])
+@pytest.mark.parametrize(
+    "options", [(), ("--columns", "id,tags"), ("--template", "{title|none}: {text}")]
+)
 def test_rows_are_those_of_parquet(compression, options, tmp_path, cli):
     arrow, parquet = write(tmp_path / "c.arrow", compression=compression), tmp_path / "p.parquet"
     pq.write_table(pa.Table.from_pylist(ROWS), parquet)
@@ -38,7 +45,9 @@ def test_any_number_of_processes_gives_the_same_bytes(tmp_path, cli):
     write(tmp_path / "c.feather")
     for name, processes in (("one", "1"), ("two", "2")):
         options = ("--num-processes", processes, "--device", "cpu")
-        assert cli("encode", tmp_path / "c.feather", *HASH, "-o", tmp_path / name, *options).code == 0
+        assert (
+            cli("encode", tmp_path / "c.feather", *HASH, "-o", tmp_path / name, *options).code == 0
+        )
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
@@ -68,7 +77,9 @@ def test_bad_rows_are_named(tmp_path, cli):
 
 
 def test_damaged_files_are_refused_or_read_as_they_are(tmp_path, cli):
-    """A flipped bit in a value can't be noticed, the format has no checksums; anything else is 65, never a crash."""
+    """A flipped bit in a value can't be noticed, the format has no checksums; anything else is 65,
+    never a crash.
+    """
     whole = write(tmp_path / "c.arrow", ROWS[:200]).read_bytes()
     rng = random.Random(0)
     for number in range(60):
@@ -79,7 +90,15 @@ def test_damaged_files_are_refused_or_read_as_they_are(tmp_path, cli):
             position = rng.randrange(8, len(whole))
             damaged[position] ^= 1 << rng.randrange(8)
         (tmp_path / "d.arrow").write_bytes(damaged)
-        ran = cli("encode", tmp_path / "d.arrow", *HASH, "-o", tmp_path / "o.parquet", "--update", "--overwrite")
+        ran = cli(
+            "encode",
+            tmp_path / "d.arrow",
+            *HASH,
+            "-o",
+            tmp_path / "o.parquet",
+            "--update",
+            "--overwrite",
+        )
         assert ran.code in (0, 65, 78), ran.err
         assert "internal" not in ran.err
         assert "Traceback" not in ran.err

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 from embedcli.encoder.batching import batches
 
-lengths = st.lists(st.integers(1, 300), max_size=200).map(lambda values: np.array(values, dtype=np.int32))
+lengths = st.lists(st.integers(1, 300), max_size=200).map(
+    lambda values: np.array(values, dtype=np.int32)
+)
 
 
 @given(lengths, st.integers(1, 2000))
@@ -25,4 +27,7 @@ def test_rows_of_like_length_share_a_batch(lengths):
 
 
 def test_ties_keep_the_inputs_order():
-    assert [batch.tolist() for batch in batches(np.array([5, 7, 5, 7], dtype=np.int32), 14)] == [[1, 3], [0, 2]]
+    assert [batch.tolist() for batch in batches(np.array([5, 7, 5, 7], dtype=np.int32), 14)] == [
+        [1, 3],
+        [0, 2],
+    ]

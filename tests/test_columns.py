@@ -19,7 +19,9 @@ scalars = (
 )
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -43,21 +45,29 @@ def same(before, after):
     if isinstance(before, list):
         return len(before) == len(after) and all(map(same, before, after))
     if isinstance(before, dict):
-        return all(same(before.get(name), after[name]) for name in after) and set(before) <= set(after)
+        return all(same(before.get(name), after[name]) for name in after) and set(before) <= set(
+            after
+        )
     return before == after
 
 
 @given(st.lists(values, max_size=6))
 def test_any_column_of_json_survives(column):
     found, _, as_json = carried(column)
-    expected = [None if v is None else json.dumps(v, ensure_ascii=False) for v in column] if as_json else column
+    expected = (
+        [None if v is None else json.dumps(v, ensure_ascii=False) for v in column]
+        if as_json
+        else column
+    )
     assert all(map(same, expected, found))
 
 
 @given(st.lists(values, max_size=4), st.lists(values, max_size=4))
 def test_joining_the_parts_is_the_kind_of_the_whole(left, right):
     joined = columns.join(columns.kind_of(left), columns.kind_of(right))
-    assert columns.arrow_type(joined) == columns.arrow_type(columns.kind_of(left + right)) or "json" in repr(joined)
+    assert columns.arrow_type(joined) == columns.arrow_type(
+        columns.kind_of(left + right)
+    ) or "json" in repr(joined)
 
 
 @pytest.mark.parametrize(

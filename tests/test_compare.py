@@ -11,9 +11,22 @@ import pytest
 def encode(cli, tmp_path, tiny_bert):
     def run(name, texts, *options, model=tiny_bert):
         corpus = tmp_path / f"{name}.jsonl"
-        corpus.write_text("".join(json.dumps({"_id": t.split()[-1], "text": t}) + "\n" for t in texts))
+        corpus.write_text(
+            "".join(json.dumps({"_id": t.split()[-1], "text": t}) + "\n" for t in texts)
+        )
         template = () if "--template" in options else ("--template", "{text}")
-        ran = cli("encode", corpus, "--role", "query", "--model", model, *template, "-o", tmp_path / name, *options)
+        ran = cli(
+            "encode",
+            corpus,
+            "--role",
+            "query",
+            "--model",
+            model,
+            *template,
+            "-o",
+            tmp_path / name,
+            *options,
+        )
         assert ran.code == 0, ran.err
         return tmp_path / name
 
@@ -30,7 +43,10 @@ TEXTS = [f"{'word ' * (i % 7)}text {i}" for i in range(50)]
 
 
 def test_an_output_is_itself(cli, encode):
-    one, other = encode("a", TEXTS, "--dtype", "float32"), encode("b", TEXTS[::-1], "--dtype", "float32")
+    one, other = (
+        encode("a", TEXTS, "--dtype", "float32"),
+        encode("b", TEXTS[::-1], "--dtype", "float32"),
+    )
     found = compare(cli, one, other)
     assert found["same_space"]
     assert found["differing"] == {}
@@ -46,12 +62,17 @@ def test_an_output_is_itself(cli, encode):
 
 
 def test_dtype_shows_in_cosines_and_rows_in_one_only_are_counted(cli, encode):
-    one, other = encode("a", TEXTS, "--dtype", "float32"), encode("b", TEXTS[10:], "--dtype", "bfloat16")
+    one, other = (
+        encode("a", TEXTS, "--dtype", "float32"),
+        encode("b", TEXTS[10:], "--dtype", "bfloat16"),
+    )
     found = compare(cli, one, other)
     assert found["same_space"]
     assert found["differing"]["dtype"] == ["float32", "bfloat16"]
     assert found["rows"]["only in the first"] == 10
-    first, second = (np.array(pq.read_table(path)["embedding"].to_pylist()) for path in (one, other))
+    first, second = (
+        np.array(pq.read_table(path)["embedding"].to_pylist()) for path in (one, other)
+    )
     wanted = (first[10:] * second).sum(axis=1)
     assert found["cosines"]["least"] == pytest.approx(wanted.min(), abs=1e-5)
     assert found["cosines"]["median"] == pytest.approx(np.median(wanted), abs=1e-5)
@@ -59,9 +80,16 @@ def test_dtype_shows_in_cosines_and_rows_in_one_only_are_counted(cli, encode):
 
 
 def test_other_dimensions_compare_by_neighbours(cli, encode):
-    one, other = encode("a", TEXTS, "--dtype", "float32"), encode("b", TEXTS, "--dtype", "float32", "--dim", 4)
+    one, other = (
+        encode("a", TEXTS, "--dtype", "float32"),
+        encode("b", TEXTS, "--dtype", "float32", "--dim", 4),
+    )
     found = compare(cli, one, other)
-    assert (found["same_space"], found["cosines"], found["differing"]["dim"]) == (False, None, [32, 4])
+    assert (found["same_space"], found["cosines"], found["differing"]["dim"]) == (
+        False,
+        None,
+        [32, 4],
+    )
     vectors = [np.array(pq.read_table(path)["embedding"].to_pylist()) for path in (one, other)]
     near = [np.argsort(-(v @ v.T) + 9 * np.eye(50), axis=1, kind="stable")[:, :10] for v in vectors]
     wanted = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(*near, strict=True)])
@@ -94,5 +122,10 @@ def test_repeated_texts_count_once_and_no_common_row_is_no_error(cli, encode):
 def test_for_people(cli, encode):
     ran = cli("compare", encode("a", TEXTS), encode("b", TEXTS, "--dtype", "bfloat16"))
     assert ran.code == 0
-    for words in ("the same: the vectors compare", "50 in both", "least", "of the 10 nearest are the same"):
+    for words in (
+        "the same: the vectors compare",
+        "50 in both",
+        "least",
+        "of the 10 nearest are the same",
+    ):
         assert words in ran.out.decode()

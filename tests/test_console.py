@@ -13,7 +13,9 @@ from embedcli.store.claims import Heartbeat
 @given(st.text(st.characters()))
 def test_nothing_but_visible_characters_is_left(text):
     shown = console.safe(text)
-    assert all(character == " " or unicodedata.category(character)[0] not in "CZ" for character in shown)
+    assert all(
+        character == " " or unicodedata.category(character)[0] not in "CZ" for character in shown
+    )
     assert shown.count("\n") == 0
 
 
@@ -92,7 +94,9 @@ def test_a_bare_environment_gives_the_same_bytes(tmp_path):
             "hash:8",
         ]
         done = subprocess.run(command, capture_output=True, env=variables, cwd=tmp_path.parent)
-        if done.returncode:  # an editable install is found by the interpreter, a checkout by the working directory
+        if (
+            done.returncode
+        ):  # an editable install is found by the interpreter, a checkout by the working directory
             done = subprocess.run(command, capture_output=True, env=variables)
         assert done.returncode == 0, done.stderr
         found.add((tmp_path / "a.query.parquet").read_bytes())
@@ -104,10 +108,15 @@ def test_a_log_line_tells_of_all_workers(capfd, monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     with progress.listening(quiet=False) as watcher:
         watcher.begin(1000)
-        watcher.workers([Heartbeat("worker-0", stage="encoding"), Heartbeat("worker-1", stage="loading")])
+        watcher.workers(
+            [Heartbeat("worker-0", stage="encoding"), Heartbeat("worker-1", stage="loading")]
+        )
         now[0] = 31
         watcher.advance(310, 620)
-    assert capfd.readouterr().err == "310 of 1,000 rows, 20 tokens/s, 1 of 2 workers encoding, 1 min left\n"
+    assert (
+        capfd.readouterr().err
+        == "310 of 1,000 rows, 20 tokens/s, 1 of 2 workers encoding, 1 min left\n"
+    )
 
 
 def test_sizes():

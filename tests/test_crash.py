@@ -1,4 +1,5 @@
-"""Faults at random and at every moment: the output is the old one or the whole new one, and the rerun completes.
+"""Faults at random and at every moment: the output is the old one or the whole new one, and the
+rerun completes.
 
 In reduced numbers by default; `pytest -m heavy --full` runs the full ones and prints what it saw.
 """
@@ -75,7 +76,11 @@ class Reader(threading.Thread):
             except Exception as error:
                 # A directory may be exchanged between a reader's listing and its opening of a part: then it finds
                 # parts of the new one, or none by that name, and looks again.
-                self.seen.add("moved" if Path(self.path).is_dir() and "No such file" in str(error) else repr(error))
+                self.seen.add(
+                    "moved"
+                    if Path(self.path).is_dir() and "No such file" in str(error)
+                    else repr(error)
+                )
 
 
 @contextlib.contextmanager
@@ -100,7 +105,9 @@ def test_kills_at_random(kind, processes, corpus, whole, tmp_path, full):
     rounds, rng, completed = 200 if full else 8, random.Random(processes), 0
     with read_all_the_time(output) as reader:
         for _ in range(rounds):
-            process = start_encode(corpus, name, "--num-processes", processes, start_new_session=True)
+            process = start_encode(
+                corpus, name, "--num-processes", processes, start_new_session=True
+            )
             completed += kill_group_after(process, rng.uniform(0.1, whole[1] * 1.2)) == 0
         ran = run_process("encode", corpus, *HASH, "-o", name, "--num-processes", processes)
         assert ran.code == 0, ran.err
@@ -160,7 +167,9 @@ def test_parents_killed_leave_no_worker(corpus, tmp_path, full):
 def test_signals_at_random(number, corpus, whole, tmp_path, full):
     rounds, rng, longest, odd = 50 if full else 4, random.Random(number), 0.0, 0
     for _ in range(rounds):
-        process = start_encode(corpus, tmp_path / "o", "--num-processes", rng.choice([1, 3]), start_new_session=True)
+        process = start_encode(
+            corpus, tmp_path / "o", "--num-processes", rng.choice([1, 3]), start_new_session=True
+        )
         time.sleep(rng.uniform(0.3, whole[1]))
         sent = time.monotonic()
         os.killpg(process.pid, number)
@@ -172,13 +181,17 @@ def test_signals_at_random(number, corpus, whole, tmp_path, full):
         (tmp_path / "o").unlink(missing_ok=True)
     assert run_process("encode", corpus, *HASH, "-o", tmp_path / "o").code == 0
     assert (tmp_path / "o").read_bytes() == whole[0]
-    print(f"\n{rounds} {number.name}: longest {longest:.2f} s, {odd} before the program was up; bytes equal")
+    print(
+        f"\n{rounds} {number.name}: longest {longest:.2f} s, {odd} before the program was up; bytes equal"
+    )
 
 
 def strace(command, *options, log):
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     command = ["strace", "-f", "-qq", "-o", log, *options, *map(str, command)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
     return done.returncode, done.stderr.decode()
 
 
@@ -210,23 +223,42 @@ def test_every_call_that_writes_may_fail(kind, fault, tmp_path, full):
     for call, number in points[::step]:
         shutil.rmtree(output.parent)
         shutil.copytree(kept, output.parent)
-        code, err = strace(command, "-e", f"inject={call}:{fault}:when={number}", log=tmp_path / "log2")
+        code, err = strace(
+            command, "-e", f"inject={call}:{fault}:when={number}", log=tmp_path / "log2"
+        )
         codes[code] = codes.get(code, 0) + 1
         assert content(output) in (before, after), (call, number, code, err)
         assert "Traceback" not in err, (call, number, err)
         if fault != "signal=KILL" and code != 0 and content(output) == before:
-            assert (code, NAMES[fault.removeprefix("error=")] in err) == (74, True), (call, number, code, err)
+            assert (code, NAMES[fault.removeprefix("error=")] in err) == (74, True), (
+                call,
+                number,
+                code,
+                err,
+            )
         ran = run_process(*command[3:])
         assert ran.code == 0, (call, number, ran.err)
         assert content(output) == after, (call, number)
         assert [path.name for path in output.parent.iterdir()] == ["out"]
-    print(f"\n{len(points[::step])} of {len(points)} calls of a {kind} with {fault}: exit codes {codes}, all whole")
+    print(
+        f"\n{len(points[::step])} of {len(points)} calls of a {kind} with {fault}: exit codes {codes}, all whole"
+    )
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_what_is_renamed_is_durable_before_and_after(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl", rows=9_000)
-    command = [sys.executable, "-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "out", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "embedcli",
+        "encode",
+        corpus,
+        *HASH,
+        "-o",
+        tmp_path / "out",
+        "-q",
+    ]
     strace(command, "-y", "-e", "trace=fsync,rename", log=tmp_path / "log")
     synced, waiting, checked = set(), None, 0
     log = (tmp_path / "log").read_text()
@@ -261,7 +293,9 @@ def test_eight_runs_at_once_have_one_winner(corpus, whole, tmp_path, full):
         said = [process.communicate() for process in runs]
         codes = sorted(process.returncode for process in runs)
         assert codes == [0] + [75] * 7, said
-        slowest = max(slowest, max(after for number, after in ended.items() if runs[number].returncode == 75))
+        slowest = max(
+            slowest, max(after for number, after in ended.items() if runs[number].returncode == 75)
+        )
         assert (tmp_path / "o").read_bytes() == whole[0]
     print(
         f"\n{rounds} times eight runs: one winner each; the others ended after {slowest:.1f} s at most (8 started at once on {os.cpu_count()} cores)"
@@ -290,7 +324,8 @@ def small_disk(tmp_path):
 
     def mount(kilobytes, *more):
         done = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"{''.join(more)}size={kilobytes}k", "none", place], capture_output=True
+            ["mount", "-t", "tmpfs", "-o", f"{''.join(more)}size={kilobytes}k", "none", place],
+            capture_output=True,
         )
         if done.returncode:
             pytest.skip("a tmpfs can't be mounted here")
@@ -315,22 +350,33 @@ def test_a_full_disk(processes, small_disk, corpus, whole, full):
             assert str(place) in ran.err
             assert not (place / "o").exists()
             small_disk(10 * needed, "remount,")
-            ran = run_process("encode", corpus, *HASH, "-o", place / "o", "--num-processes", processes)
+            ran = run_process(
+                "encode", corpus, *HASH, "-o", place / "o", "--num-processes", processes
+            )
             assert ran.code == 0, ran.err
         assert (place / "o").read_bytes() == whole[0]
         assert [path.name for path in place.iterdir()] == ["o"]
         subprocess.run(["umount", place], check=True)
     assert codes.count(74) >= len(sizes) // 2
-    print(f"\ndisks of {sizes} kB for {processes} processes: exit codes {codes}; all complete after space was made")
+    print(
+        f"\ndisks of {sizes} kB for {processes} processes: exit codes {codes}; all complete after space was made"
+    )
 
 
 def peak_memory(command, units):
     """Peak resident bytes of a run when so many units are done, and at its end."""
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     parts, early, last = staging_of(command[-1]) / "output", None, 0
     while process.poll() is None:
         with contextlib.suppress(OSError, TypeError):
-            last = int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]) * 1024
+            last = (
+                int(
+                    re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text())[1]
+                )
+                * 1024
+            )
             if early is None and parts.exists() and len(os.listdir(parts)) >= units:
                 early = last
         time.sleep(0.02)
@@ -340,7 +386,10 @@ def peak_memory(command, units):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_memory_does_not_depend_on_the_corpus(kind, tmp_path, full):
-    megabytes, line = 2_000 if full else 300, json.dumps({"id": 0, "text": "words of a passage " * 50})
+    megabytes, line = (
+        2_000 if full else 300,
+        json.dumps({"id": 0, "text": "words of a passage " * 50}),
+    )
     rows = megabytes * 1_000_000 // len(line)
     corpus = tmp_path / f"corpus.{kind}"
     if kind == "jsonl":
@@ -349,7 +398,8 @@ def test_memory_does_not_depend_on_the_corpus(kind, tmp_path, full):
                 number = random.getrandbits(64)
                 stream.write(
                     "".join(
-                        f'{{"id": {i}, "text": "{number} {i} {"words of a passage " * 50}"}}\n' for i in range(1000)
+                        f'{{"id": {i}, "text": "{number} {i} {"words of a passage " * 50}"}}\n'
+                        for i in range(1000)
                     )
                 )
     else:
@@ -359,7 +409,9 @@ def test_memory_does_not_depend_on_the_corpus(kind, tmp_path, full):
                 number = random.getrandbits(64)
                 texts = [f"{number} {i} {'words of a passage ' * 50}" for i in range(10_000)]
                 writer.write_table(pa.table({"id": range(10_000), "text": texts}, schema=schema))
-    share, most = (10, 1.1) if full else (3, 1.2)  # of few units a tenth is no measure, and allocators take a while
+    share, most = (
+        (10, 1.1) if full else (3, 1.2)
+    )  # of few units a tenth is no measure, and allocators take a while
     command = [sys.executable, "-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "o"]
     early, last = peak_memory(command, corpus.stat().st_size / 2**24 / share)
     print(

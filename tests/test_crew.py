@@ -48,7 +48,11 @@ def whole(corpus):
 
 
 def workers_of(process):
-    return [pid for pid in children(process.pid) if b"embedcli.run.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [
+        pid
+        for pid in children(process.pid)
+        if b"embedcli.run.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
 
 
 def parts_of(output):
@@ -67,7 +71,10 @@ def test_a_directory_and_a_stream_by_several_processes(cli, corpus, tmp_path):
     for options in ((), ("--num-processes", 3)):
         assert encode(cli, corpus, f"{tmp_path}/{len(options)}/", *options)[0].code == 0
     assert content(tmp_path / "0") == content(tmp_path / "2")
-    streams = [cli("encode", corpus, *HASH, "-o", "-", "-q", *more).out for more in ((), ("--num-processes", 3))]
+    streams = [
+        cli("encode", corpus, *HASH, "-o", "-", "-q", *more).out
+        for more in ((), ("--num-processes", 3))
+    ]
     assert streams[0] == streams[1]
 
 
@@ -116,7 +123,9 @@ def test_signals_end_the_run_and_keep_what_is_finished(number, processes, corpus
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    process = subprocess.Popen([sys.executable, "-c", HELD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     assert process.stdout.readline() == b"ready\n"
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
@@ -163,11 +172,26 @@ def test_a_text_that_kills_is_found_and_rejected(processes, tmp_path):
     corpus, environment = tmp_path / "c.jsonl", poisoned(tmp_path)
     rows = [{"text": f"text {i}" + " POISON" * (i == 7_777)} for i in range(10_000)]
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = (*HASH, "-o", tmp_path / "o.parquet", "--num-processes", processes, "--report", tmp_path / "r")
-    if processes == 1:  # it takes the run with it, twice; then a process of its own is given to the unit
-        assert [run_process("encode", corpus, *options, env=environment).code for _ in range(2)] == [9, 9]
+    options = (
+        *HASH,
+        "-o",
+        tmp_path / "o.parquet",
+        "--num-processes",
+        processes,
+        "--report",
+        tmp_path / "r",
+    )
+    if (
+        processes == 1
+    ):  # it takes the run with it, twice; then a process of its own is given to the unit
+        assert [
+            run_process("encode", corpus, *options, env=environment).code for _ in range(2)
+        ] == [9, 9]
     ran = run_process("encode", corpus, *options, env=environment)
-    assert (ran.code, f"{corpus}:7778: it ends the process that encodes it" in ran.err) == (65, True)
+    assert (ran.code, f"{corpus}:7778: it ends the process that encodes it" in ran.err) == (
+        65,
+        True,
+    )
     ran = run_process("encode", corpus, *options, "--on-error", "reject", env=environment)
     assert ran.code == 3, ran.err
     [rejected] = (tmp_path / "o.parquet.rejects.jsonl").read_text().splitlines()
@@ -183,17 +207,35 @@ def test_a_text_that_kills_is_found_and_rejected(processes, tmp_path):
 def test_workers_that_keep_dying_end_the_run_with_69(corpus, tmp_path):
     # They die as soon as they start.
     environment = poisoned(
-        tmp_path, "import os, sys\nif 'embedcli.run.worker' in ' '.join(sys.orig_argv): os._exit(5)\n"
+        tmp_path,
+        "import os, sys\nif 'embedcli.run.worker' in ' '.join(sys.orig_argv): os._exit(5)\n",
     )
     started = time.monotonic()
-    ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 4, env=environment)
-    assert (ran.code, "all workers failed repeatedly" in ran.err, "giving it up" in ran.err) == (69, True, True)
+    ran = run_process(
+        "encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 4, env=environment
+    )
+    assert (ran.code, "all workers failed repeatedly" in ran.err, "giving it up" in ran.err) == (
+        69,
+        True,
+        True,
+    )
     assert time.monotonic() - started < 60
 
 
 def test_a_device_that_kills_every_text_is_not_the_texts_fault(tmp_path):
-    corpus = write_corpus(tmp_path / "c.jsonl", 9_000, "POISON {} and some more of it, to fill more units than one")
-    ran = run_process("encode", corpus, *HASH, "--num-processes", 2, "--on-error", "reject", env=poisoned(tmp_path))
+    corpus = write_corpus(
+        tmp_path / "c.jsonl", 9_000, "POISON {} and some more of it, to fill more units than one"
+    )
+    ran = run_process(
+        "encode",
+        corpus,
+        *HASH,
+        "--num-processes",
+        2,
+        "--on-error",
+        "reject",
+        env=poisoned(tmp_path),
+    )
     assert ran.code == 69, ran.err
     assert not list(tmp_path.glob("*.parquet"))
 
@@ -203,8 +245,14 @@ def test_what_a_worker_finds_wrong_is_the_runs_error(corpus, tmp_path, monkeypat
         tmp_path,
         "import hashlib\ndef no(data): raise OSError(28, 'No space left on device', 'x')\nhashlib.shake_128 = no\n",
     )
-    ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 2, env=environment)
-    assert (ran.code, "x: No space left on device" in ran.err, "Traceback" in ran.err) == (74, True, False)
+    ran = run_process(
+        "encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", 2, env=environment
+    )
+    assert (ran.code, "x: No space left on device" in ran.err, "Traceback" in ran.err) == (
+        74,
+        True,
+        False,
+    )
 
 
 def test_a_unit_has_one_claimant(tmp_path):
@@ -220,9 +268,15 @@ def test_a_unit_has_one_claimant(tmp_path):
     other.begin(3)
     assert one.attempts(3) == 2
     other.finish(3, {"rows": 1})
-    assert (one.is_done(3), one.result(3), one.attempts(3), one.claimed_by("other")) == (True, {"rows": 1}, 0, [4])
+    assert (one.is_done(3), one.result(3), one.attempts(3), one.claimed_by("other")) == (
+        True,
+        {"rows": 1},
+        0,
+        [4],
+    )
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("visible", [None, "2,5", "GPU-aa,GPU-bb"])
 def test_a_worker_is_shown_its_own_device(visible, monkeypatch):
     if visible:
@@ -237,6 +291,7 @@ def test_a_worker_is_shown_its_own_device(visible, monkeypatch):
 TORCH, NO_TORCH = True, False
 
 
+@pytest.mark.torch
 def test_devices(monkeypatch):
     import torch
 
@@ -246,11 +301,16 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert launch.devices(RunOptions(), TORCH, alone) == ["cuda:0", "cuda:1"]
-    assert launch.devices(RunOptions(num_processes=3), TORCH, alone) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert launch.devices(RunOptions(num_processes=3), TORCH, alone) == [
+        "cuda:0",
+        "cuda:1",
+        "cuda:0",
+    ]
     assert launch.devices(RunOptions(device="cuda:1"), TORCH, alone) == ["cuda:1"]
     assert launch.devices(RunOptions(), TORCH, second) == ["cuda:1"]
 
 
+@pytest.mark.torch
 def test_a_rank_that_accelerate_does_not_confirm_is_refused(monkeypatch):
     import accelerate
 
@@ -261,7 +321,12 @@ def test_a_rank_that_accelerate_does_not_confirm_is_refused(monkeypatch):
             assert cpu
 
     monkeypatch.setattr(accelerate, "PartialState", Alone)
-    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "1"}.items():
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "OMP_NUM_THREADS": "1",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError, match="rank 1 of 2, accelerate says rank 0 of 1"):
         launch.join(RunOptions())
@@ -271,8 +336,19 @@ def test_a_rank_that_accelerate_does_not_confirm_is_refused(monkeypatch):
 
 @pytest.mark.heavy
 def test_ranks_of_torchrun_give_the_same_bytes(corpus, whole, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "embedcli"]
-    done = subprocess.run([*command, "encode", corpus, *HASH, "-o", tmp_path / "o"], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "embedcli",
+    ]
+    done = subprocess.run(
+        [*command, "encode", corpus, *HASH, "-o", tmp_path / "o"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert (done.stdout, "2 processes" in done.stderr) == (f"{tmp_path / 'o'}\n", True)
     assert (tmp_path / "o").read_bytes() == whole
@@ -287,10 +363,21 @@ def test_two_launches_act_as_two_machines(corpus, whole, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     machines = "--multi_gpu --num_machines 2 --num_processes 4 --main_process_ip 127.0.0.1 --mixed_precision no --dynamo_backend no"
-    command = [sys.executable, "-m", "accelerate.commands.launch", *machines.split(), "--main_process_port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *machines.split(),
+        "--main_process_port",
+        str(port),
+    ]
     run = ["-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "o"]
     both = [
-        subprocess.Popen([*command, "--machine_rank", str(rank), *run], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, "--machine_rank", str(rank), *run],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
     said = [process.communicate(timeout=120) for process in both]
@@ -304,7 +391,16 @@ def test_two_launches_act_as_two_machines(corpus, whole, tmp_path):
 def test_a_real_model_gives_the_same_bytes_in_two_processes(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", 6_000, "text {}, " + "x" * 80)
     for processes in (1, 2):
-        options = ("--role", "passage", "--dtype", "float32", "--max-length", 16, "--num-processes", processes)
+        options = (
+            "--role",
+            "passage",
+            "--dtype",
+            "float32",
+            "--max-length",
+            16,
+            "--num-processes",
+            processes,
+        )
         ran = run_process("encode", corpus, *options, "-o", tmp_path / str(processes))
         assert ran.code == 0, ran.err
     assert (tmp_path / "1").read_bytes() == (tmp_path / "2").read_bytes()

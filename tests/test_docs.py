@@ -30,7 +30,9 @@ def test_the_reference_is_the_programs_own():
 def test_the_table_of_families_is_the_registrys_own():
     """All but the measured columns, which `python -m tests.families` writes."""
     shown = README.partition(families.BEGIN)[2].partition(families.END)[0].strip().splitlines()[2:]
-    wanted = [families.row(families.known_columns(family)).rstrip(" |") for family in shipped.families()]
+    wanted = [
+        families.row(families.known_columns(family)).rstrip(" |") for family in shipped.families()
+    ]
     assert [line[: len(want)] for line, want in zip(shown, wanted, strict=True)] == wanted
     measured = [line for line in shown if " tiny model |" in line]
     assert len(measured) == len(families.CASES)
@@ -48,7 +50,9 @@ def place(tmp_path_factory):
     """A folder with the sample data, as a reader has it."""
     folder = tmp_path_factory.mktemp("readme")
     shutil.copytree(
-        SAMPLE, folder / "sample_data", ignore=shutil.ignore_patterns("*.passage.parquet", "*.query.parquet")
+        SAMPLE,
+        folder / "sample_data",
+        ignore=shutil.ignore_patterns("*.passage.parquet", "*.query.parquet"),
     )
     return folder
 
@@ -57,7 +61,9 @@ def run(command, place):
     path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
     # bfloat16, where a machine chooses it, would change the last digit of what is shown
     environment = {**os.environ, "PATH": path, "COLUMNS": "120", "EMBEDCLI_DTYPE": "float32"}
-    return subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
+    return subprocess.run(
+        ["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True
+    )
 
 
 def shape(lines):
@@ -75,13 +81,16 @@ def sessions():
             yield command, output
 
 
+@pytest.mark.torch
 def test_every_command_of_the_readme_runs_and_gives_what_is_shown(place):
     ran = 0
     for command, output in sessions():
         done = run(command, place)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         if output:
-            assert shape([*done.stderr.splitlines(), *done.stdout.splitlines()]) == shape(output), command
+            assert shape([*done.stderr.splitlines(), *done.stdout.splitlines()]) == shape(output), (
+                command
+            )
         ran += 1
     assert ran >= 4
 
@@ -91,7 +100,9 @@ def test_the_readmes_python_runs(place):
     for command, _ in list(sessions())[:2]:
         assert run(command, place).returncode == 0
     for code in blocks("python"):
-        done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=place, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         shown = re.findall(r"^# (.*)$", code, re.MULTILINE)
         assert done.stdout.splitlines() == shown

@@ -1,4 +1,6 @@
-"""`embedcli encode`, from the command line to the Parquet file: what is in it, and that each option does something."""
+"""`embedcli encode`, from the command line to the Parquet file: what is in it, and that each option
+does something.
+"""
 
 import hashlib
 import json
@@ -22,7 +24,10 @@ def write_rows(path, rows):
 
 @pytest.fixture
 def corpus(tmp_path):
-    rows = [{"id": i, "title": f"t{i % 3}", "text": f"text number {i} " + "word " * (i % 7)} for i in range(50)]
+    rows = [
+        {"id": i, "title": f"t{i % 3}", "text": f"text number {i} " + "word " * (i % 7)}
+        for i in range(50)
+    ]
     return write_rows(tmp_path / "corpus.jsonl", rows)
 
 
@@ -49,20 +54,27 @@ def test_the_files_columns_and_their_types(cli, corpus):
         ]
     )
     assert table["id"].to_pylist() == list(range(50))
-    assert [json.loads(line)["text"] for line in corpus.read_text().splitlines()] == table["text"].to_pylist()
+    assert [json.loads(line)["text"] for line in corpus.read_text().splitlines()] == table[
+        "text"
+    ].to_pylist()
     norms = np.linalg.norm(np.array(table["embedding"].to_pylist()), axis=1)
     assert np.allclose(norms, 1, atol=1e-6)
 
 
 def test_the_hash_is_of_the_rendered_text_and_can_be_made_elsewhere(cli, corpus):
     table = table_of(cli("encode", corpus, "--role", "passage", *HASH))
-    wanted = [hashlib.blake2b(f"passage: {t}".encode(), digest_size=16).digest() for t in table["text"].to_pylist()]
+    wanted = [
+        hashlib.blake2b(f"passage: {t}".encode(), digest_size=16).digest()
+        for t in table["text"].to_pylist()
+    ]
     assert table["embedding_hash"].to_pylist() == wanted
 
 
 def test_jsonl_and_parquet_give_the_same_bytes(cli, tmp_path):
     for kind in ("jsonl", "parquet"):
-        ran = cli("encode", SAMPLE / f"corpus.{kind}", "--role", "passage", *HASH, "-o", tmp_path / kind)
+        ran = cli(
+            "encode", SAMPLE / f"corpus.{kind}", "--role", "passage", *HASH, "-o", tmp_path / kind
+        )
         assert ran.code == 0
     assert (tmp_path / "jsonl").read_bytes() == (tmp_path / "parquet").read_bytes()
 
@@ -70,7 +82,9 @@ def test_jsonl_and_parquet_give_the_same_bytes(cli, tmp_path):
 def test_the_same_run_gives_the_same_bytes_from_any_place(cli, corpus, tmp_path):
     for place in ("a", "b"):
         (tmp_path / place).mkdir()
-        assert cli("encode", corpus, "--role", "query", *HASH, "-o", tmp_path / place / "o").code == 0
+        assert (
+            cli("encode", corpus, "--role", "query", *HASH, "-o", tmp_path / place / "o").code == 0
+        )
     assert (tmp_path / "a" / "o").read_bytes() == (tmp_path / "b" / "o").read_bytes()
 
 
@@ -105,21 +119,30 @@ EFFECTS = {
     "--template <{text}>": lambda t, p: column(p)["recipe"]["template"] == "<{text}>",
     "--template {title}|{text}": lambda t, p: column(p)["recipe"]["template"] == "{title}|{text}",
     "--max-length 4": lambda t, p: (
-        max(t["embedding_tokens"].to_pylist()) == 4 and sum(t["embedding_truncated"].to_pylist()) > 40
+        max(t["embedding_tokens"].to_pylist()) == 4
+        and sum(t["embedding_truncated"].to_pylist()) > 40
     ),
     "--dim 4": lambda t, p: t.schema.field("embedding").type.list_size == 4 and norms_are_one(t),
-    "--no-normalize": lambda t, p: not norms_are_one(t) and not column(p)["recipe"]["space"]["normalized"],
+    "--no-normalize": lambda t, p: (
+        not norms_are_one(t) and not column(p)["recipe"]["space"]["normalized"]
+    ),
     "--text-column title": lambda t, p: len(set(t["embedding_hash"].to_pylist())) == 3,
     "--columns id": lambda t, p: t.column_names[0] == "id" and len(t.column_names) == 5,
     "--columns ": lambda t, p: len(t.column_names) == 4,
-    "--embedding-column e": lambda t, p: t.column_names[-4:] == ["e", "e_hash", "e_tokens", "e_truncated"],
-    "--vector-type float16": lambda t, p: t.schema.field("embedding").type.value_type == pa.float16(),
+    "--embedding-column e": lambda t, p: (
+        t.column_names[-4:] == ["e", "e_hash", "e_tokens", "e_truncated"]
+    ),
+    "--vector-type float16": lambda t, p: (
+        t.schema.field("embedding").type.value_type == pa.float16()
+    ),
     "--model hash:8": lambda t, p: t.schema.field("embedding").type.list_size == 8,
 }
 
 
 def norms_are_one(table):
-    return np.allclose(np.linalg.norm(np.array(table["embedding"].to_pylist()), axis=1), 1, atol=1e-5)
+    return np.allclose(
+        np.linalg.norm(np.array(table["embedding"].to_pylist()), axis=1), 1, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("option", EFFECTS)
@@ -177,7 +200,16 @@ USAGE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", USAGE)
+NEEDS_TORCH = "a device that isn't there"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(case for case in USAGE if case != NEEDS_TORCH),
+        pytest.param(NEEDS_TORCH, marks=pytest.mark.torch),
+    ],
+)
 def test_what_cannot_be_done_is_said_with_its_code(case, cli, corpus, monkeypatch):
     arguments, code, message = USAGE[case]
     monkeypatch.chdir(corpus.parent)
@@ -197,7 +229,11 @@ def test_what_cannot_be_done_is_said_with_its_code(case, cli, corpus, monkeypatc
     assert message in ran.err
     assert "Traceback" not in ran.err
     assert ran.out == b""
-    assert sorted(path.name for path in corpus.parent.iterdir()) == ["corpus.jsonl", "corpus.jsonl2", "notes"]
+    assert sorted(path.name for path in corpus.parent.iterdir()) == [
+        "corpus.jsonl",
+        "corpus.jsonl2",
+        "notes",
+    ]
 
 
 def test_rejected_rows_are_accounted_for(cli, tmp_path):
@@ -219,8 +255,14 @@ def test_rejected_rows_are_accounted_for(cli, tmp_path):
     ran = cli(*arguments)
     assert ran.code == 3
     assert pq.read_table(tmp_path / "a.query.parquet")["text"].to_pylist() == ["a", "c"]
-    rejects = [json.loads(line) for line in (tmp_path / "a.query.parquet.rejects.jsonl").read_text().splitlines()]
-    assert [(reject["line"], reject["code"]) for reject in rejects] == [(2, "text-type"), (3, "field-missing")]
+    rejects = [
+        json.loads(line)
+        for line in (tmp_path / "a.query.parquet.rejects.jsonl").read_text().splitlines()
+    ]
+    assert [(reject["line"], reject["code"]) for reject in rejects] == [
+        (2, "text-type"),
+        (3, "field-missing"),
+    ]
     assert rejects[0]["file"] == str(path)
     counts = json.loads((tmp_path / "r.json").read_text())["counts"]
     assert (counts["rows_in"], counts["rows_out"], counts["rejected"]) == (4, 2, 2)
@@ -236,7 +278,16 @@ def test_rejects_may_go_to_another_file_system(tmp_path):
         pytest.skip("no other file system here")
     path = write_rows(tmp_path / "a.jsonl", [{"text": "a"}, {"text": 3}])
     with tempfile.TemporaryDirectory(dir=shm) as other:
-        arguments = ("-o", "-", "--format", "jsonl", "--on-error", "reject", "--rejects", f"{other}/r.jsonl")
+        arguments = (
+            "-o",
+            "-",
+            "--format",
+            "jsonl",
+            "--on-error",
+            "reject",
+            "--rejects",
+            f"{other}/r.jsonl",
+        )
         ran = run_process("encode", path, "--role", "query", *HASH, *arguments)
         assert ran.code == 3, ran.err
         assert [entry.name for entry in Path(other).iterdir()] == ["r.jsonl"]
@@ -252,7 +303,9 @@ def test_a_missing_field_ends_the_run_by_default(cli, tmp_path):
 
 def test_texts_that_carry_the_prefix_already_are_noticed(cli, tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [{"text": "passage: a"}, {"text": "b"}])
-    assert "texts already start with 'passage:'" in cli("encode", path, "--role", "passage", *HASH).err
+    assert (
+        "texts already start with 'passage:'" in cli("encode", path, "--role", "passage", *HASH).err
+    )
 
 
 def test_blank_texts_are_embedded_and_counted(cli, tmp_path):
@@ -266,7 +319,10 @@ def test_an_older_output_is_replaced_and_nothing_is_left_behind(cli, corpus):
     for model in ("hash:8", "hash:16"):
         path = cli("encode", corpus, "--role", "query", "--model", model, "--overwrite").lines[-1]
     assert column(provenance(path))["recipe"]["space"]["dim"] == 16
-    assert sorted(entry.name for entry in corpus.parent.iterdir()) == ["corpus.jsonl", "corpus.query.parquet"]
+    assert sorted(entry.name for entry in corpus.parent.iterdir()) == [
+        "corpus.jsonl",
+        "corpus.query.parquet",
+    ]
 
 
 def test_quiet_says_nothing_and_stdout_has_only_the_path(cli, corpus):
@@ -282,11 +338,15 @@ def test_streams_hold_what_the_file_holds(corpus, cli):
     assert column(json.loads(stream.schema.metadata[b"embedcli"]))["recipe_id"]
     lines = [
         json.loads(line)
-        for line in run_process("encode", corpus, "--role", "query", *HASH, "-o", "-", "--format", "jsonl").lines
+        for line in run_process(
+            "encode", corpus, "--role", "query", *HASH, "-o", "-", "--format", "jsonl"
+        ).lines
     ]
     wanted = file.to_pylist()
     for line, row in zip(lines, wanted, strict=True):
-        assert np.array_equal(np.array(line.pop("embedding"), np.float32), np.array(row.pop("embedding"), np.float32))
+        assert np.array_equal(
+            np.array(line.pop("embedding"), np.float32), np.array(row.pop("embedding"), np.float32)
+        )
         assert line.pop("embedding_hash") == row.pop("embedding_hash").hex()
         assert line == row
 
@@ -304,7 +364,17 @@ def test_jsonl_output_of_types_that_json_lacks(tmp_path):
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
     line = json.loads(
-        run_process("encode", tmp_path / "a.parquet", "--role", "query", *HASH, "-o", "-", "--format", "jsonl").out
+        run_process(
+            "encode",
+            tmp_path / "a.parquet",
+            "--role",
+            "query",
+            *HASH,
+            "-o",
+            "-",
+            "--format",
+            "jsonl",
+        ).out
     )
     assert (line["nan"], line["when"], line["exact"], line["bytes"]) == (
         None,

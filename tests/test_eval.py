@@ -27,7 +27,9 @@ def test_measures_are_those_worked_out_by_hand():
     assert found["a"]["Recall@100"] == pytest.approx(2 / 3)
     assert found["a"]["MRR@10"] == 1
     assert found["a"]["MAP"] == pytest.approx((1 / 1 + 2 / 3) / 3)
-    assert found["b"] == pytest.approx({"nDCG@10": 1 / math.log2(3), "Recall@100": 1, "MRR@10": 0.5, "MAP": 0.5})
+    assert found["b"] == pytest.approx(
+        {"nDCG@10": 1 / math.log2(3), "Recall@100": 1, "MRR@10": 0.5, "MAP": 0.5}
+    )
     assert set(found["c"].values()) == {0.0}
 
 
@@ -46,7 +48,9 @@ def test_intervals_hold_the_mean_and_are_repeatable():
     assert found.low < found.mean < found.high
     assert found.mean == pytest.approx(values.mean())
     half = 1.96 * values.std() / 10  # the normal approximation
-    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        (found.mean - half, found.mean + half), abs=0.01
+    )
     assert metrics.estimate(np.ones(5)) == metrics.Estimate(1, 1, 1)
 
 
@@ -58,7 +62,9 @@ def test_a_paired_test_tells_a_steady_difference_from_none():
     assert metrics.difference(better, base).low > 0
     assert metrics.difference(other, base).p > 0.05
     assert metrics.difference(base, base) == metrics.Difference(0, 0, 0, 1)
-    assert metrics.difference(base[:3] + 1, base[:3]).p == pytest.approx(0.25)  # 2 of the 8 ways to change signs
+    assert metrics.difference(base[:3] + 1, base[:3]).p == pytest.approx(
+        0.25
+    )  # 2 of the 8 ways to change signs
 
 
 def test_judgments_in_both_layouts(tmp_path):
@@ -93,11 +99,18 @@ TEXTS = [f"text {i} with words of its own" for i in range(40)]
 def data(tmp_path):
     """40 passages, 10 of which are asked for with exactly their words."""
     (tmp_path / "c.jsonl").write_text(
-        "".join(json.dumps({"_id": f"d{i}", "title": "T", "text": text}) + "\n" for i, text in enumerate(TEXTS))
+        "".join(
+            json.dumps({"_id": f"d{i}", "title": "T", "text": text}) + "\n"
+            for i, text in enumerate(TEXTS)
+        )
     )
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"_id": f"q{i}", "text": TEXTS[i]}) + "\n" for i in range(12)))
+    (tmp_path / "q.jsonl").write_text(
+        "".join(json.dumps({"_id": f"q{i}", "text": TEXTS[i]}) + "\n" for i in range(12))
+    )
     (tmp_path / "r.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)) + "gone\td1\t1\n"
+        "query-id\tcorpus-id\tscore\n"
+        + "".join(f"q{i}\td{i}\t1\n" for i in range(10))
+        + "gone\td1\t1\n"
     )
     return tmp_path
 
@@ -114,7 +127,9 @@ BARE = ("--model", "hash:32", "--passage-template", "{text}", "--query-template"
 
 def test_the_same_words_are_found_first_and_a_template_of_one_role_spoils_that(cli, data):
     found = evaluate(cli, data, *BARE)["runs"][0]
-    assert {name: one["mean"] for name, one in found["measures"].items()} == dict.fromkeys(metrics.MEASURES, 1.0)
+    assert {name: one["mean"] for name, one in found["measures"].items()} == dict.fromkeys(
+        metrics.MEASURES, 1.0
+    )
     assert (found["queries"], found["rows"], found["dim"]) == (10, 40, 32)
     spoilt = evaluate(cli, data, "--model", "hash:32")["runs"][0]
     assert spoilt["templates"] == {"passage": "passage: {text}", "query": "query: {text}"}
@@ -137,10 +152,25 @@ def test_texts_and_their_vectors_give_the_same(cli, data):
 
 
 def test_like_takes_the_model_from_a_file(cli, data):
-    ran = cli("encode", data / "c.jsonl", "--role", "passage", "--model", "hash:32", "--dim", 5, "-o", data / "o")
+    ran = cli(
+        "encode",
+        data / "c.jsonl",
+        "--role",
+        "passage",
+        "--model",
+        "hash:32",
+        "--dim",
+        5,
+        "-o",
+        data / "o",
+    )
     assert ran.code == 0, ran.err
     found = evaluate(cli, data, "--like", data / "o")["runs"][0]
-    assert (found["model"], found["dim"], found["templates"]["query"]) == ("hash:32", 5, "query: {text}")
+    assert (found["model"], found["dim"], found["templates"]["query"]) == (
+        "hash:32",
+        5,
+        "query: {text}",
+    )
     assert "can't be compared" in evaluate(cli, data, "--like", data / "o", "--dim", 7, code=78).err
 
 
@@ -152,7 +182,9 @@ def test_ablation_says_what_the_template_is_worth(cli, data):
     means = [one["measures"]["MAP"]["mean"] for one in found["runs"]]
     assert less["measures"]["MAP"]["mean"] == pytest.approx(means[0] - means[1])
     assert less["measures"]["MAP"]["p"] < 0.01
-    assert "no instruction" in evaluate(cli, data, "--ablate", "template", code=2).err  # MiniLM has none
+    assert (
+        "no instruction" in evaluate(cli, data, "--ablate", "template", code=2).err
+    )  # MiniLM has none
 
 
 def test_models_are_compared(cli, data):
@@ -204,7 +236,9 @@ def test_a_query_may_be_kept_from_finding_itself(cli, data):
     queries = data / "c.jsonl"
     (data / "r.tsv").write_text("d1\td1\t1\nd1\td2\t1\n")
     both, other = (
-        evaluate(cli, data, *BARE, *option, queries=queries)["runs"][0]["measures"]["MRR@10"]["mean"]
+        evaluate(cli, data, *BARE, *option, queries=queries)["runs"][0]["measures"]["MRR@10"][
+            "mean"
+        ]
         for option in ((), ("--ignore-identical-ids",))
     )
     assert both == 1 > other
@@ -219,10 +253,22 @@ def test_what_is_missing_is_said(cli, data):
     assert "--passage-template" in evaluate(cli, data, "--template", "x {text}", code=2).err
 
 
+@pytest.mark.torch
 def test_the_sample_is_evaluated_with_the_embedded_model_and_a_template_only_hurts_it(cli):
     files = [("--corpus", "corpus.jsonl"), ("--queries", "queries.jsonl"), ("--qrels", "qrels.tsv")]
     options = [part for name, file in files for part in (name, SAMPLE / file)]
-    ran = cli("eval", *options, "--template", "e5", "--ablate", "template", "--json", "-q", "--dtype", "float32")
+    ran = cli(
+        "eval",
+        *options,
+        "--template",
+        "e5",
+        "--ablate",
+        "template",
+        "--json",
+        "-q",
+        "--dtype",
+        "float32",
+    )
     assert ran.code == 0, ran.err
     found = json.loads(ran.out)
     assert found["runs"][1]["measures"]["nDCG@10"]["mean"] > 0.8

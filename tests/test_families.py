@@ -1,7 +1,7 @@
 """Every family right: its strings, and its vectors on a tiny random model of the real class.
 
-With random weights a missing end token, an instruction that is pooled, or a causal mask changes the vector; that each
-of these would be noticed is tested too, by taking the fact away.
+With random weights a missing end token, an instruction that is pooled, or a causal mask changes the
+vector; that each of these would be noticed is tested too, by taking the fact away.
 """
 
 import tomllib
@@ -113,7 +113,11 @@ def test_taking_a_fact_away_is_noticed(name, fact, folders):
     case, texts = families.CASES[name], families.texts_of(families.CASES[name])
     found = families.ours(name, folders(name), texts, **fact)
     reference = families.reference_vectors(case, folders(name), found.template, texts)
-    kept = [index for index in range(len(texts)) if index not in found.encoded.failed and reference[index].any()]
+    kept = [
+        index
+        for index in range(len(texts))
+        if index not in found.encoded.failed and reference[index].any()
+    ]
     # by far more than the 1e-5 that the test above allows
     assert np.abs(found.encoded.vectors[kept] - reference[kept]).max() > 1e-4
 
@@ -127,8 +131,12 @@ def test_one_by_one_is_the_same_as_batched(name, folders):
         assert np.abs(alone - batched[index]).max() <= 1e-5 * max(1.0, np.abs(alone).max())
 
 
-@pytest.mark.parametrize("name", ["e5-mistral", "sfr", "gte-qwen2", "gritlm", "nv-embed", "qwen3-embedding"])
-def test_left_padded_is_the_same_as_right_padded_where_positions_are_relative(name, folders, monkeypatch):
+@pytest.mark.parametrize(
+    "name", ["e5-mistral", "sfr", "gte-qwen2", "gritlm", "nv-embed", "qwen3-embedding"]
+)
+def test_left_padded_is_the_same_as_right_padded_where_positions_are_relative(
+    name, folders, monkeypatch
+):
     from embedcli.encoder.tokenizer import Tokenizer
 
     found = {}
@@ -141,16 +149,22 @@ def test_left_padded_is_the_same_as_right_padded_where_positions_are_relative(na
 
         with monkeypatch.context() as patch:
             patch.setattr(Tokenizer, "__init__", init)
-            found[side] = families.ours(name, folders(name), families.texts_of(families.CASES[name])).encoded.vectors
+            found[side] = families.ours(
+                name, folders(name), families.texts_of(families.CASES[name])
+            ).encoded.vectors
     assert np.abs(found[True] - found[False]).max() <= 1e-5
 
 
 def test_stella_has_a_layer_for_each_dimension(folders):
     case = families.CASES["stella-1.5b"]
     default = families.ours("stella-1.5b", folders("stella-1.5b"), families.TEXTS).encoded.vectors
-    other = families.ours("stella-1.5b", folders("stella-1.5b"), families.TEXTS, dim=12).encoded.vectors
+    other = families.ours(
+        "stella-1.5b", folders("stella-1.5b"), families.TEXTS, dim=12
+    ).encoded.vectors
     assert (default.shape[1], other.shape[1]) == (24, 12)
-    assert np.abs(families.normalized(default[:, :12]) - other).max() > 0.1, "a layer of its own, not a cut"
+    assert np.abs(families.normalized(default[:, :12]) - other).max() > 0.1, (
+        "a layer of its own, not a cut"
+    )
     assert case.config == {"is_causal": False}
 
 
@@ -158,17 +172,23 @@ def test_jina_v3_roles_have_adapters_of_their_own(folders, monkeypatch):
     from dataclasses import replace
 
     query = families.ours("jina-v3", folders("jina-v3"), families.TEXTS).encoded.vectors
-    monkeypatch.setitem(families.CASES, "jina-v3", replace(families.CASES["jina-v3"], role="passage"))
+    monkeypatch.setitem(
+        families.CASES, "jina-v3", replace(families.CASES["jina-v3"], role="passage")
+    )
     passage = families.ours("jina-v3", folders("jina-v3"), families.TEXTS).encoded.vectors
     assert (query * passage).sum(axis=1).max() < 0.999
 
 
-@pytest.mark.parametrize("name", ["e5", "gte-qwen2", "nv-embed", "instructor", "jina-v3", "embeddinggemma"])
+@pytest.mark.parametrize(
+    "name", ["e5", "gte-qwen2", "nv-embed", "instructor", "jina-v3", "embeddinggemma"]
+)
 def test_encode_writes_what_the_library_gives(name, folders, cli, tmp_path):
     import json
 
     case = families.CASES[name]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in families.TEXTS))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in families.TEXTS)
+    )
     arguments = [
         "--model",
         folders(name),
@@ -184,4 +204,6 @@ def test_encode_writes_what_the_library_gives(name, folders, cli, tmp_path):
     ran = cli("encode", tmp_path / "a.jsonl", "--role", case.role, *arguments)
     assert ran.code == 0, ran.err
     written = np.array(pq.read_table(ran.lines[-1])["embedding"].to_pylist(), np.float32)
-    assert np.array_equal(written, families.ours(name, folders(name), families.TEXTS).encoded.vectors)
+    assert np.array_equal(
+        written, families.ours(name, folders(name), families.TEXTS).encoded.vectors
+    )

@@ -1,4 +1,6 @@
-"""What belongs to the user stays: no option, no empty input and no other user can destroy or replace it."""
+"""What belongs to the user stays: no option, no empty input and no other user can destroy or
+replace it.
+"""
 
 import ast
 import contextlib
@@ -27,7 +29,9 @@ OTHER_USER = 65534
 
 def tree(folder):
     """All files below a folder by name, with their bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -46,14 +50,32 @@ def place(tmp_path, cli, monkeypatch):
 
 # Options, and what the message names. `c.jsonl` is the input.
 REFUSED = {
-    "rejects over the input": ("-o o.parquet --on-error reject --rejects c.jsonl", "c.jsonl: is one of the inputs"),
-    "rejects over a file": ("-o o.parquet --on-error reject --rejects notes.txt", "was not written by embedcli"),
-    "rejects over an index": ("-o o.parquet --on-error reject --rejects index.parquet", "was not written by embedcli"),
-    "rejects over the output": ("-o o.parquet --on-error reject --rejects o.parquet", "is the output, too"),
+    "rejects over the input": (
+        "-o o.parquet --on-error reject --rejects c.jsonl",
+        "c.jsonl: is one of the inputs",
+    ),
+    "rejects over a file": (
+        "-o o.parquet --on-error reject --rejects notes.txt",
+        "was not written by embedcli",
+    ),
+    "rejects over an index": (
+        "-o o.parquet --on-error reject --rejects index.parquet",
+        "was not written by embedcli",
+    ),
+    "rejects over the output": (
+        "-o o.parquet --on-error reject --rejects o.parquet",
+        "is the output, too",
+    ),
     "report over the input": ("-o o.parquet --report c.jsonl", "c.jsonl: is one of the inputs"),
-    "report over the input, otherwise spelled": ("-o o.parquet --report d/../c.jsonl", "is one of the inputs"),
+    "report over the input, otherwise spelled": (
+        "-o o.parquet --report d/../c.jsonl",
+        "is one of the inputs",
+    ),
     "report over a link to the input": ("-o o.parquet --report link.jsonl", "is one of the inputs"),
-    "report over a file": ("-o o.parquet --report notes.txt", "notes.txt: exists and was not written by embedcli"),
+    "report over a file": (
+        "-o o.parquet --report notes.txt",
+        "notes.txt: exists and was not written by embedcli",
+    ),
     "report over an index": ("-o o.parquet --report index.parquet", "was not written by embedcli"),
     "report over the output": ("-o o.parquet --report o.parquet", "is the output, too"),
     "report over the rejects": (
@@ -62,11 +84,17 @@ REFUSED = {
     ),
     "report in the output": ("-o d/ --report d/report.json", "lies inside the output"),
     "report in an output to come": ("-o new/ --report new/report.json", "lies inside the output"),
-    "rejects in the output": ("-o d/ --on-error reject --rejects d/r.jsonl", "lies inside the output"),
+    "rejects in the output": (
+        "-o d/ --on-error reject --rejects d/r.jsonl",
+        "lies inside the output",
+    ),
     "output over the input": ("-o c.jsonl", "c.jsonl"),
     "output over a file": ("-o other.parquet", "was not written by embedcli"),
     "output on a device": ("-o /dev/null", "is a pipe or a device"),
-    "report on the output's stream": ("-o - --format jsonl --report /dev/stdout", "is the output, too"),
+    "report on the output's stream": (
+        "-o - --format jsonl --report /dev/stdout",
+        "is the output, too",
+    ),
 }
 
 
@@ -83,7 +111,16 @@ def test_files_of_others_are_refused(case, place, cli):
 def test_a_report_replaces_a_report_and_rejects_replace_rejects(place, cli):
     bad = Path("bad.jsonl")
     bad.write_text('{"text": "a"}\n{"text": null}\n')
-    options = ("--on-error", "reject", "--rejects", "r.jsonl", "--report", "report.json", "-o", "o.parquet")
+    options = (
+        "--on-error",
+        "reject",
+        "--rejects",
+        "r.jsonl",
+        "--report",
+        "report.json",
+        "-o",
+        "o.parquet",
+    )
     for _ in range(2):
         assert cli("encode", bad, *HASH, *options).code == 3
     (line,) = Path("r.jsonl").read_text().splitlines()
@@ -99,7 +136,16 @@ def test_empty_files_may_be_replaced(place, cli):
         Path(name).touch()
     bad = Path("bad.jsonl")
     bad.write_text('{"text": "a"}\n{"text": null}\n')
-    options = ("--on-error", "reject", "--rejects", "r.jsonl", "--report", "report.json", "-o", "o.parquet")
+    options = (
+        "--on-error",
+        "reject",
+        "--rejects",
+        "r.jsonl",
+        "--report",
+        "report.json",
+        "-o",
+        "o.parquet",
+    )
     assert cli("encode", bad, *HASH, *options, "--update").code == 3
     assert all(Path(name).stat().st_size for name in ("o.parquet", "r.jsonl", "report.json"))
 
@@ -137,7 +183,16 @@ def test_the_name_of_an_unfinished_file_is_no_way_to_another(place, cli):
 def test_results_and_pictures_replace_their_own_kind_only(place, cli):
     Path("queries.jsonl").write_text('{"id": "q", "text": "a"}\n')
     Path("qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\t1\t1\n")
-    files = ("--corpus", "c.jsonl", "--queries", "queries.jsonl", "--qrels", "qrels.tsv", "--model", "hash:64")
+    files = (
+        "--corpus",
+        "c.jsonl",
+        "--queries",
+        "queries.jsonl",
+        "--qrels",
+        "qrels.tsv",
+        "--model",
+        "hash:64",
+    )
     for name in ("mine.json", "other.parquet", "queries.jsonl"):
         Path("mine.json").write_text('{"precious": 1}')
         before = tree(place)
@@ -174,7 +229,9 @@ def test_a_folder_with_files_of_others_is_refused(case, place, cli):
     assert tree(place) == before
 
 
-@pytest.mark.parametrize("manifest", ["{}", '{"parts": []}', '{"parts": [{"file": "keep.txt", "rows": 1}]}', "["])
+@pytest.mark.parametrize(
+    "manifest", ["{}", '{"parts": []}', '{"parts": [{"file": "keep.txt", "rows": 1}]}', "["]
+)
 def test_a_name_alone_makes_no_folder_ours(manifest, place, cli):
     Path("mine").mkdir()
     Path("mine/_embedcli.json").write_text(manifest)
@@ -256,7 +313,9 @@ def test_what_an_interrupted_run_left_outlives_an_empty_upstream(place, cli):
 
 
 def test_a_filter_without_matches_gives_an_empty_stream(place):
-    assert run_process("encode", "-", *HASH, "-o", "-", "--format", "jsonl", input=b"") == run_process(
+    assert run_process(
+        "encode", "-", *HASH, "-o", "-", "--format", "jsonl", input=b""
+    ) == run_process(
         "encode", "-", *HASH, "-o", "-", "--format", "jsonl", "--allow-empty", input=b""
     )
     ran = run_process("encode", "-", *HASH, "-o", "-", input=b"")
@@ -271,7 +330,13 @@ def test_another_recipe_replaces_an_output_on_demand_only(place, cli):
         for update in ((), ("--update",), ("--dry-run",)):
             ran = cli("encode", "c.jsonl", *other, "-o", output, *update)
             assert ran.code == 78, ran.err
-            for field in ("model is 'hash:64' in ", "'hash:32' requested", "role is", "dim is 64", "max_length is 512"):
+            for field in (
+                "model is 'hash:64' in ",
+                "'hash:32' requested",
+                "role is",
+                "dim is 64",
+                "max_length is 512",
+            ):
                 assert field in ran.err
             assert "--overwrite" in ran.err
             assert tree(place) == before
@@ -284,7 +349,16 @@ def test_another_recipe_replaces_an_output_on_demand_only(place, cli):
 def test_overwrite_with_update_reuses_what_it_can(place, cli):
     _, report = encode(cli, "c.jsonl", "index.parquet", "--update", "--overwrite")
     assert report["counts"]["reused"] == 2
-    other = ("--role", "passage", "--model", "hash:32", "--overwrite", "--update", "--report", "r.json")
+    other = (
+        "--role",
+        "passage",
+        "--model",
+        "hash:32",
+        "--overwrite",
+        "--update",
+        "--report",
+        "r.json",
+    )
     assert cli("encode", "c.jsonl", *other, "-o", "index.parquet").code == 0
     assert json.loads(Path("r.json").read_text())["counts"]["embedded"] == 2
     assert cli("encode", "c.jsonl", *other, "-o", "index.parquet").code == 0
@@ -308,14 +382,23 @@ def test_overwrite_goes_on_where_another_recipe_was_interrupted(place, cli):
 
 def rows_of(words, order=range(12_000)):
     return [
-        {"id": i, "text": f"text {i:06} {words} with words enough to fill a unit to the brim and over it"}
+        {
+            "id": i,
+            "text": f"text {i:06} {words} with words enough to fill a unit to the brim and over it",
+        }
         for i in order
     ]
 
 
 def write(path, rows):
     if str(path).endswith(".parquet"):
-        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2_000, compression="none", use_dictionary=False)
+        pq.write_table(
+            pa.Table.from_pylist(rows),
+            path,
+            row_group_size=2_000,
+            compression="none",
+            use_dictionary=False,
+        )
     else:
         Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -334,7 +417,9 @@ CHANGES = {
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_an_input_that_changes_is_never_published(change, kind, processes, way, tmp_path, cli, meanwhile):
+def test_an_input_that_changes_is_never_published(
+    change, kind, processes, way, tmp_path, cli, meanwhile
+):
     corpus = write(tmp_path / f"c.{kind}", rows_of("aaa"))
 
     def change_it():
@@ -349,7 +434,9 @@ def test_an_input_that_changes_is_never_published(change, kind, processes, way, 
     assert ran.code == 75, ran.err
     assert f"{corpus}: was changed while the run read it" in ran.err
     assert not output.exists()
-    again = cli("encode", corpus, *HASH, "-o", output)  # nothing happens meanwhile: planning sees what is there
+    again = cli(
+        "encode", corpus, *HASH, "-o", output
+    )  # nothing happens meanwhile: planning sees what is there
     assert again.code in (0, 75)
 
 
@@ -360,7 +447,9 @@ def test_a_run_that_was_refused_goes_on(tmp_path, cli, meanwhile, monkeypatch):
         assert cli("encode", corpus, *HASH, "-o", tmp_path / "out.parquet").code == 75
     monkeypatch.undo()
     assert cli("encode", corpus, *HASH, "-o", tmp_path / "out.parquet").code == 0
-    assert table(tmp_path / "out.parquet")["text"].to_pylist() == [row["text"] for row in rows_of("bbb")]
+    assert table(tmp_path / "out.parquet")["text"].to_pylist() == [
+        row["text"] for row in rows_of("bbb")
+    ]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -450,7 +539,9 @@ def test_the_way_out_that_is_no_way_out_is_not_offered(tmp_path, cli):
 # Other users of the same machine.
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_nothing_is_pickled(path):
     names = {
         alias.name
@@ -458,17 +549,33 @@ def test_nothing_is_pickled(path):
         if isinstance(node, ast.Import)
         for alias in node.names
     }
-    names |= {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+    names |= {
+        node.module
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    }
     assert not names & {"pickle", "marshal", "shelve", "multiprocessing", "cloudpickle", "dill"}
 
 
 def test_the_command_line_of_a_worker_tells_nothing(tmp_path):
     corpus = write_corpus(tmp_path / "c.jsonl", rows=60_000)
-    process = start("encode", corpus, *HASH, "-o", tmp_path / "o.parquet", "--num-processes", "2", "--device", "cpu")
+    process = start(
+        "encode",
+        corpus,
+        *HASH,
+        "-o",
+        tmp_path / "o.parquet",
+        "--num-processes",
+        "2",
+        "--device",
+        "cpu",
+    )
     run = wait_for(lambda: list(staging_of(tmp_path / "o.parquet").glob("run-*")))[0]
 
     def workers():
-        """The command lines of two workers, once they are that: a new process has its parent's at first."""
+        """The command lines of two workers, once they are that: a new process has its parent's at
+        first.
+        """
         lines = [Path(f"/proc/{child}/cmdline").read_bytes() for child in children(process.pid)]
         return [line for line in lines if b"embedcli.run.worker" in line]
 
@@ -490,10 +597,11 @@ class Payload:
 
 
 def attack(folder, canary):
-    """Do what another user can who may rename in the folder: put a staging directory of his own in the place of ours.
+    """Do what another user can who may rename in the folder: put a staging directory of his own in
+    the place of ours.
 
-    With all that a worker might read from it, as soon and as often as he can, until the output is there. Gives how
-    often he did.
+    With all that a worker might read from it, as soon and as often as he can, until the output is
+    there. Gives how often he did.
     """
     name, swapped, end = folder / ".out.parquet.embedcli", 0, time.monotonic() + 120
     while time.monotonic() < end and not (folder / "out.parquet").exists():
@@ -501,7 +609,11 @@ def attack(folder, canary):
             tokens = {"0" * 16}
             for process in Path("/proc").glob("[0-9]*/cmdline"):
                 with contextlib.suppress(OSError):
-                    tokens |= {word for word in process.read_text().split("\0") if re.fullmatch("[0-9a-f]{16}", word)}
+                    tokens |= {
+                        word
+                        for word in process.read_text().split("\0")
+                        if re.fullmatch("[0-9a-f]{16}", word)
+                    }
             mine = folder / f"mine-{swapped}"
             mine.mkdir(exist_ok=True)
             mine.chmod(0o777)
@@ -521,7 +633,10 @@ def attack(folder, canary):
 
 
 def as_another_user(function, *args):
-    """Call a function in a process of another user's; gives its process id. It ends with what the function gave."""
+    """Call a function in a process of another user's; gives its process id.
+
+    It ends with what the function gave.
+    """
     pid = os.fork()
     if pid == 0:
         try:
@@ -637,9 +752,13 @@ def test_a_link_in_the_staging_directory_is_not_followed(place, cli):
 
 
 def test_a_picture_that_names_the_program_is_not_ours(place, cli):
-    Path("hand.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><!-- how embedcli works --></svg>')
+    Path("hand.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"><!-- how embedcli works --></svg>'
+    )
     before = Path("hand.svg").read_bytes()
-    assert cli("probe", "a b", "c d", "--model", "hash:64", "-i", "x", "--plot", "hand.svg").code == 73
+    assert (
+        cli("probe", "a b", "c d", "--model", "hash:64", "-i", "x", "--plot", "hand.svg").code == 73
+    )
     assert Path("hand.svg").read_bytes() == before
 
 
@@ -662,11 +781,14 @@ def test_places_that_would_swallow_themselves(place, cli):
 
 
 @pytest.mark.parametrize(
-    "key", [b"[]", b"nope", b'{"format_version": 1}', b'{"format_version": 2}', b"\xff", b"[" * 10**5]
+    "key",
+    [b"[]", b"nope", b'{"format_version": 1}', b'{"format_version": 2}', b"\xff", b"[" * 10**5],
 )
 def test_a_key_that_says_nothing(key, place, cli):
     schema = pq.read_table("index.parquet").schema
-    pq.write_table(pq.read_table("index.parquet").replace_schema_metadata({b"embedcli": key}), "odd.parquet")
+    pq.write_table(
+        pq.read_table("index.parquet").replace_schema_metadata({b"embedcli": key}), "odd.parquet"
+    )
     assert schema.metadata
     for options in ((), ("--update",)):
         ran = cli("encode", "c.jsonl", *HASH, "-o", "odd.parquet", *options)
@@ -690,7 +812,9 @@ def test_values_that_python_has_not(place, cli):
 
 def test_descriptors_that_are_not_there(place):
     for number in ("4", "99999999999999999999"):
-        ran = run_process("encode", "c.jsonl", *HASH, "-o", "o.parquet", "--report", f"/dev/fd/{number}")
+        ran = run_process(
+            "encode", "c.jsonl", *HASH, "-o", "o.parquet", "--report", f"/dev/fd/{number}"
+        )
         assert ran.code == 73, ran.err
         assert not Path("o.parquet").exists()
 
@@ -705,7 +829,9 @@ def test_standard_input_by_its_name_reaches_workers(tmp_path):
     options = ("--num-processes", "2", "--device", "cpu", "-q")
     for name in ("/dev/stdin", "-"):
         with open(corpus, "rb") as stdin:
-            ran = run_process("encode", name, *HASH, "-o", tmp_path / "o.parquet", *options, stdin=stdin)
+            ran = run_process(
+                "encode", name, *HASH, "-o", tmp_path / "o.parquet", *options, stdin=stdin
+            )
         assert ran.code == 0, ran.err
         assert len(table(tmp_path / "o.parquet")) == 12_000
 
@@ -740,7 +866,12 @@ def test_a_compressed_input_that_is_rewritten_while_it_is_read(tmp_path, cli, mo
 
 def test_a_dry_run_of_an_empty_upstream_ends_as_the_run_would(place, cli):
     Path("bad.jsonl").write_text('{"text": null}\n')
-    assert cli("encode", "bad.jsonl", *HASH, "-o", "o.parquet", "--on-error", "reject", "--dry-run").code == 65
+    assert (
+        cli(
+            "encode", "bad.jsonl", *HASH, "-o", "o.parquet", "--on-error", "reject", "--dry-run"
+        ).code
+        == 65
+    )
 
 
 def test_clean_leaves_an_empty_folder_without_our_mark(place, cli):

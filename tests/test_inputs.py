@@ -1,4 +1,5 @@
-"""The inputs people really have, good and bad: what the program says of each, its exit code, and never a traceback.
+"""The inputs people really have, good and bad: what the program says of each, its exit code, and
+never a traceback.
 
 Numbers are those of the project's list of input cases. Run with `-s` for a table of what was said.
 """
@@ -24,7 +25,9 @@ def zstd(content):
 
 def parquet(**columns):
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink, write_page_checksum=True, compression="none", use_dictionary=False)
+    pq.write_table(
+        pa.table(columns), sink, write_page_checksum=True, compression="none", use_dictionary=False
+    )
     return sink.getvalue().to_pybytes()
 
 
@@ -126,8 +129,19 @@ def said():
 def test_case(case, cli, tmp_path, said):
     name, content, code, expected = CASES[case]
     (tmp_path / name).write_bytes(content)
-    ran = cli("encode", tmp_path / name, "--role", "passage", "--model", "hash:8", "-o", tmp_path / "out.parquet")
-    message = next((line for line in ran.err.splitlines() if "error" in line or "warning" in line), "done")
+    ran = cli(
+        "encode",
+        tmp_path / name,
+        "--role",
+        "passage",
+        "--model",
+        "hash:8",
+        "-o",
+        tmp_path / "out.parquet",
+    )
+    message = next(
+        (line for line in ran.err.splitlines() if "error" in line or "warning" in line), "done"
+    )
     said.append(f"{case:35} {ran.code:3}  {message.replace(str(tmp_path), '')}")
     assert ran.code == code, ran.err
     assert "Traceback" not in ran.err
@@ -164,7 +178,9 @@ def test_an_encrypted_column_is_called_encrypted(cli, tmp_path):
 
     factory, connection = pe.CryptoFactory(Keys), pe.KmsConnectionConfig()
     for plain in (True, False):
-        wanted = pe.EncryptionConfiguration(footer_key="f", column_keys={"c": ["text"]}, plaintext_footer=plain)
+        wanted = pe.EncryptionConfiguration(
+            footer_key="f", column_keys={"c": ["text"]}, plaintext_footer=plain
+        )
         path = tmp_path / f"{plain}.parquet"
         table = pa.table({"text": ["a"] * 10})
         properties = factory.file_encryption_properties(connection, wanted)
@@ -178,7 +194,9 @@ def test_an_encrypted_column_is_called_encrypted(cli, tmp_path):
 def test_ids_of_any_kind_come_through(cli, tmp_path):
     # 31-34: row identity is file and row; ids are only carried.
     ids = ["7", 7, 2**63, 123456789012345678901234567890, "2024-01-31T00:00:00Z", "7"]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": i, "text": "t"}) + "\n" for i in ids))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": i, "text": "t"}) + "\n" for i in ids)
+    )
     assert cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8").code == 0
     assert pq.read_table(tmp_path / "a.query.parquet")["id"].to_pylist() == [str(i) for i in ids]
 
@@ -205,7 +223,19 @@ def test_a_long_line_costs_no_memory_and_can_be_set_aside(cli, tmp_path):
 def test_pipes(how, tmp_path):
     # 38
     out = tmp_path / "out.parquet"
-    command = [sys.executable, "-m", "embedcli", "encode", "-", "--role", "query", "--model", "hash:8", "-o", str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "embedcli",
+        "encode",
+        "-",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "-o",
+        str(out),
+    ]
     if how == "fifo":
         os.mkfifo(tmp_path / "pipe")
         command[4] = str(tmp_path / "pipe")
@@ -239,8 +269,21 @@ def test_stdin_may_hold_parquet(tmp_path):
 def test_inputs_that_are_not_there(cli, tmp_path):
     # 39: before any model is looked for: this one does not exist either
     (tmp_path / "empty").mkdir()
-    for name, message in (("none.jsonl", "no such file"), ("empty", "holds no input file"), ("*.none", "no such file")):
-        ran = cli("encode", tmp_path / name, "--role", "query", "--model", "./no-model", "-o", tmp_path / "o")
+    for name, message in (
+        ("none.jsonl", "no such file"),
+        ("empty", "holds no input file"),
+        ("*.none", "no such file"),
+    ):
+        ran = cli(
+            "encode",
+            tmp_path / name,
+            "--role",
+            "query",
+            "--model",
+            "./no-model",
+            "-o",
+            tmp_path / "o",
+        )
         assert (ran.code, message in ran.err) == (66, True), ran.err
 
 
@@ -313,8 +356,19 @@ def test_bytes_are_read_as_text_where_asked(cli, tmp_path):
 
 def test_paths_into_structs(cli, tmp_path):
     # 58
-    (tmp_path / "a.parquet").write_bytes(parquet(doc=[{"text": "a", "n": 1}, {"text": "b", "n": 2}]))
-    ran = cli("encode", tmp_path / "a.parquet", "--role", "query", "--model", "hash:8", "--text-column", "doc.text")
+    (tmp_path / "a.parquet").write_bytes(
+        parquet(doc=[{"text": "a", "n": 1}, {"text": "b", "n": 2}])
+    )
+    ran = cli(
+        "encode",
+        tmp_path / "a.parquet",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "--text-column",
+        "doc.text",
+    )
     assert ran.code == 0, ran.err
     table = pq.read_table(tmp_path / "a.query.parquet")
     assert table["doc"].to_pylist() == [{"text": "a", "n": 1}, {"text": "b", "n": 2}]

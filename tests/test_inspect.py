@@ -14,16 +14,44 @@ from tests.runs import HASH, write_corpus
 def output(cli, tmp_path):
     texts = ["one", "two words", "three little words", "one", "a very long text of many words"]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return cli("encode", tmp_path / "a.jsonl", "--role", "passage", "--model", "hash:8", "--max-length", "6").lines[-1]
+    return cli(
+        "encode",
+        tmp_path / "a.jsonl",
+        "--role",
+        "passage",
+        "--model",
+        "hash:8",
+        "--max-length",
+        "6",
+    ).lines[-1]
 
 
 def test_what_encode_wrote(cli, output):
     said = json.loads(cli("inspect", output, "--json").out)
-    assert (said["rows"], said["dim"], said["vector_type"], said["embedding_column"]) == (5, 8, "float", "embedding")
+    assert (said["rows"], said["dim"], said["vector_type"], said["embedding_column"]) == (
+        5,
+        8,
+        "float",
+        "embedding",
+    )
     assert said["norm_min"] == pytest.approx(1, abs=1e-6)
     assert said["norm_max"] == pytest.approx(1, abs=1e-6)
-    assert (said["non_finite"], said["zero"], said["missing"], said["duplicates"], said["truncated"]) == (0, 0, 0, 1, 1)
-    assert said["tokens"] == {"min": 2, "mean": 3.4, "p50": 3, "p90": 6, "p99": 6, "max": 6, "total": 17}
+    assert (
+        said["non_finite"],
+        said["zero"],
+        said["missing"],
+        said["duplicates"],
+        said["truncated"],
+    ) == (0, 0, 0, 1, 1)
+    assert said["tokens"] == {
+        "min": 2,
+        "mean": 3.4,
+        "p50": 3,
+        "p90": 6,
+        "p99": 6,
+        "max": 6,
+        "total": 17,
+    }
     assert said["provenance"]["columns"]["embedding"]["recipe"]["role"] == "passage"
 
 
@@ -34,7 +62,9 @@ def test_a_directory_is_inspected_as_one_file_is(cli, tmp_path):
         assert cli("encode", corpus, *HASH, "-o", output).code == 0
     file, folder = (json.loads(cli("inspect", output, "--json").out) for output in outputs)
     ignored = ("file", "bytes")
-    assert {k: v for k, v in file.items() if k not in ignored} == {k: v for k, v in folder.items() if k not in ignored}
+    assert {k: v for k, v in file.items() if k not in ignored} == {
+        k: v for k, v in folder.items() if k not in ignored
+    }
     parts = json.loads((tmp_path / "o" / "_embedcli.json").read_text())["parts"]
     assert sum(part["rows"] for part in parts) == 6_000
     (tmp_path / "empty").mkdir()
@@ -78,7 +108,9 @@ def test_vectors_of_short_numbers_and_several_row_groups(cli, tmp_path):
 
 def test_an_empty_output(cli, tmp_path):
     (tmp_path / "a.jsonl").write_text("")
-    path = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "--allow-empty").lines[-1]
+    path = cli(
+        "encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "--allow-empty"
+    ).lines[-1]
     said = json.loads(cli("inspect", path, "--json").out)
     assert (said["rows"], said["dim"], said["norm_min"], said["truncated"]) == (0, 8, None, 0)
     assert cli("inspect", path).code == 0

@@ -1,4 +1,6 @@
-"""JSONL: units cover every row once, and a unit read alone gives what a plain reading of the file gives."""
+"""JSONL: units cover every row once, and a unit read alone gives what a plain reading of the file
+gives.
+"""
 
 import json
 
@@ -21,7 +23,9 @@ def read_all(path, options=OPTIONS, unit_bytes=2**20):
     return corpus, [read(unit) for unit in corpus.units]
 
 
-rows = st.fixed_dictionaries({"text": st.text(max_size=60)}, optional={"n": st.integers(), "s": st.text(max_size=5)})
+rows = st.fixed_dictionaries(
+    {"text": st.text(max_size=60)}, optional={"n": st.integers(), "s": st.text(max_size=5)}
+)
 breaks = st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n"])
 
 
@@ -34,7 +38,9 @@ def test_units_cover_the_file_whatever_its_line_ends(tmp_path_factory, lines, un
     assert [text for unit in units for text in unit.texts] == [row["text"] for row, _ in lines]
     assert corpus.rows == len(lines)
     assert [unit.start for unit in corpus.units[1:]] == [unit.stop for unit in corpus.units[:-1]]
-    numbers = [number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    numbers = [
+        number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()
+    ]
     assert [place for unit in units for place in unit.places] == numbers
 
 
@@ -81,7 +87,9 @@ def test_no_columns_at_all_can_be_carried(tmp_path):
 
 def test_fields_are_found_along_a_path_and_may_be_missing(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"doc": {"text": "x", "title": "t"}}\n{"doc": {"text": "y"}}\n{"doc.text": "z"}\n')
+    path.write_text(
+        '{"doc": {"text": "x", "title": "t"}}\n{"doc": {"text": "y"}}\n{"doc.text": "z"}\n'
+    )
     _, units = read_all(path, InputOptions(text_column="doc.text", fields=("doc.title",)))
     assert units[0].texts == ["x", "y", "z"]
     assert units[0].fields == {"doc.title": ["t", None, None]}

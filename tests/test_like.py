@@ -22,14 +22,28 @@ def recipe(path):
 
 @pytest.fixture
 def passages(cli, tmp_path, tiny_bert):
-    options = ("--role", "passage", "--model", tiny_bert, "--template", "e5", "--dim", 8, "--no-normalize")
+    options = (
+        "--role",
+        "passage",
+        "--model",
+        tiny_bert,
+        "--template",
+        "e5",
+        "--dim",
+        8,
+        "--no-normalize",
+    )
     ran = encode(cli, tmp_path, "p.parquet", *options)
     assert ran.code == 0, ran.err
     return tmp_path / "p.parquet"
 
 
-def test_model_family_dimension_and_normalization_are_the_files_own(cli, tmp_path, passages, tiny_bert):
-    ran = encode(cli, tmp_path, "q.parquet", "--role", "query", "--like", passages, "--model", tiny_bert)
+def test_model_family_dimension_and_normalization_are_the_files_own(
+    cli, tmp_path, passages, tiny_bert
+):
+    ran = encode(
+        cli, tmp_path, "q.parquet", "--role", "query", "--like", passages, "--model", tiny_bert
+    )
     assert ran.code == 0, ran.err
     ours, theirs = recipe(tmp_path / "q.parquet"), recipe(passages)
     assert ours["space"] == theirs["space"]
@@ -37,19 +51,24 @@ def test_model_family_dimension_and_normalization_are_the_files_own(cli, tmp_pat
     assert (ours["template"], theirs["template"]) == ("query: {text}", "passage: {text}")
 
 
+@pytest.mark.torch
 def test_the_embedded_model_and_the_pseudo_model_need_no_name(cli, tmp_path):
     for model in ((), ("--model", "hash:8")):
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
         assert encode(cli, tmp_path, "p.parquet", "--role", "passage", *model).code == 0
-        ran = encode(cli, tmp_path, "q.parquet", "--role", "query", "--like", tmp_path / "p.parquet")
+        ran = encode(
+            cli, tmp_path, "q.parquet", "--role", "query", "--like", tmp_path / "p.parquet"
+        )
         assert ran.code == 0, ran.err
         assert recipe(tmp_path / "q.parquet")["space"] == recipe(tmp_path / "p.parquet")["space"]
 
 
 def test_another_model_is_refused_with_both_named(cli, tmp_path, passages, tmp_path_factory):
     other = tiny.bert(tmp_path_factory.mktemp("other") / "other-bert", seed=1)
-    ran = encode(cli, tmp_path, "q.parquet", "--role", "query", "--like", passages, "--model", other)
+    ran = encode(
+        cli, tmp_path, "q.parquet", "--role", "query", "--like", passages, "--model", other
+    )
     assert ran.code == 78
     assert "tiny-bert" in ran.err
     assert "other-bert" in ran.err
@@ -59,7 +78,9 @@ def test_another_model_is_refused_with_both_named(cli, tmp_path, passages, tmp_p
 
 def test_options_that_make_another_space_are_refused(cli, tmp_path, passages, tiny_bert):
     for option in (("--dim", 16), ("--normalize",)):
-        ran = encode(cli, tmp_path, "q", "--role", "query", "--like", passages, "--model", tiny_bert, *option)
+        ran = encode(
+            cli, tmp_path, "q", "--role", "query", "--like", passages, "--model", tiny_bert, *option
+        )
         assert ran.code == 78, ran.err
         assert "can't be compared" in ran.err
 
@@ -70,7 +91,12 @@ def test_a_template_given_by_hand_serves_its_own_role_alone(cli, tmp_path):
     like = ("--like", tmp_path / "p.parquet")
     ran = encode(cli, tmp_path, "q.parquet", "--role", "query", *like)
     assert (ran.code, "'doc: {text}' for role passage" in ran.err) == (78, True)
-    assert encode(cli, tmp_path, "q.parquet", "--role", "query", *like, "--template", "ask: {text}").code == 0
+    assert (
+        encode(
+            cli, tmp_path, "q.parquet", "--role", "query", *like, "--template", "ask: {text}"
+        ).code
+        == 0
+    )
     assert recipe(tmp_path / "q.parquet")["template"] == "ask: {text}"
     assert encode(cli, tmp_path, "p2.parquet", "--role", "document", *like).code == 0
     assert recipe(tmp_path / "p2.parquet")["template"] == "doc: {text}"

@@ -1,4 +1,6 @@
-"""A device whose memory doesn't suffice: batches are halved, order is kept, what fits alone is encoded."""
+"""A device whose memory doesn't suffice: batches are halved, order is kept, what fits alone is
+encoded.
+"""
 
 import json
 
@@ -12,7 +14,9 @@ from embedcli.encoder import forward
 # What torch says on a GPU, and on a CPU.
 KINDS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory"),
-    "cpu": RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    "cpu": RuntimeError(
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    ),
 }
 
 
@@ -20,13 +24,17 @@ KINDS = {
 def corpus(tmp_path):
     texts = [" ".join(["word"] * (1 + (7 * i) % 40)) + f" {i}" for i in range(60)]
     path = tmp_path / "c.jsonl"
-    path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    path.write_text(
+        "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+    )
     return path
 
 
 @pytest.fixture
 def memory(monkeypatch):
-    """A device that holds so many tokens, padding included; gives the sizes of the batches that it computed."""
+    """A device that holds so many tokens, padding included; gives the sizes of the batches that it
+    computed.
+    """
 
     def limit(tokens, error):
         real, sizes = forward.embed, []
@@ -45,7 +53,17 @@ def memory(monkeypatch):
 
 
 def encode(cli, tiny_bert, corpus, name, *options):
-    options = ("--role", "query", "--template", "{text}", "--model", tiny_bert, "--dtype", "float32", *options)
+    options = (
+        "--role",
+        "query",
+        "--template",
+        "{text}",
+        "--model",
+        tiny_bert,
+        "--dtype",
+        "float32",
+        *options,
+    )
     return cli("encode", corpus, *options, "-o", corpus.parent / name)
 
 
@@ -65,7 +83,9 @@ def test_batches_are_halved_until_they_fit(kind, cli, tiny_bert, corpus, memory)
 
 def test_halving_ends_where_one_text_is_much_longer_than_the_others(cli, tiny_bert, corpus, memory):
     texts = ["word " * 40, *map(str, range(200))]
-    corpus.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+    corpus.write_text(
+        "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+    )
     sizes = memory(100, KINDS["cpu"])
     ran = encode(cli, tiny_bert, corpus, "tight")
     assert ran.code == 0, ran.err
@@ -78,10 +98,15 @@ def test_a_text_that_never_fits_is_rejected(kind, cli, tiny_bert, corpus, memory
     memory(30, KINDS[kind])
     ran = encode(cli, tiny_bert, corpus, "tight", "--on-error", "reject")
     assert ran.code == 3, ran.err
-    rejected = [json.loads(line) for line in (corpus.parent / "tight.rejects.jsonl").read_text().splitlines()]
+    rejected = [
+        json.loads(line)
+        for line in (corpus.parent / "tight.rejects.jsonl").read_text().splitlines()
+    ]
     assert all("don't fit into the device's memory" in one["reason"] for one in rejected)
     kept = pq.read_table(corpus.parent / "tight")
-    assert sorted([*kept["id"].to_pylist(), *(one["line"] - 1 for one in rejected)]) == list(range(60))
+    assert sorted([*kept["id"].to_pylist(), *(one["line"] - 1 for one in rejected)]) == list(
+        range(60)
+    )
     assert max(kept["embedding_tokens"].to_pylist()) <= 30
     assert kept["id"].to_pylist() == sorted(kept["id"].to_pylist())
     ran = encode(cli, tiny_bert, corpus, "strict")

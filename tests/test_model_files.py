@@ -1,4 +1,6 @@
-"""From `--model` to files: the embedded default, folders, the hub's cache, and what is refused before it is loaded."""
+"""From `--model` to files: the embedded default, folders, the hub's cache, and what is refused
+before it is loaded.
+"""
 
 import hashlib
 import json
@@ -84,7 +86,15 @@ def hub(tiny_bert, tmp_path, monkeypatch):
 def test_a_hub_models_commit_and_family_are_recorded(hub, cli, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
     arguments = ("--max-length", "48")  # the tiny stand-in has fewer positions than the real model
-    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "intfloat/e5-small-v2", *arguments)
+    ran = cli(
+        "encode",
+        tmp_path / "a.jsonl",
+        "--role",
+        "query",
+        "--model",
+        "intfloat/e5-small-v2",
+        *arguments,
+    )
     assert ran.code == 0, ran.err
     made = made_of(ran.lines[-1])
     space = made["recipe"]["space"]
@@ -116,7 +126,10 @@ def without(name):
 def edited(name, **values):
     def edit(path):
         config = json.loads((path / name).read_text())
-        tiny.write_json(path / name, {key: value for key, value in {**config, **values}.items() if value is not None})
+        tiny.write_json(
+            path / name,
+            {key: value for key, value in {**config, **values}.items() if value is not None},
+        )
 
     return edit
 
@@ -132,19 +145,33 @@ def sharded(path):
 
 
 def modules(*kinds):
-    return lambda path: tiny.write_json(path / "modules.json", [{"path": "", "type": kind} for kind in kinds])
+    return lambda path: tiny.write_json(
+        path / "modules.json", [{"path": "", "type": kind} for kind in kinds]
+    )
 
 
 BROKEN = {
     "no config": (without("config.json"), "config.json is missing"),
-    "a config that is no JSON": (lambda path: (path / "config.json").write_text("{"), "config.json: not readable"),
+    "a config that is no JSON": (
+        lambda path: (path / "config.json").write_text("{"),
+        "config.json: not readable",
+    ),
     "pickle only": (pickled, "no model.safetensors there"),
     "half a download": (sharded, "model-00002-of-00002.safetensors is missing"),
     "no tokenizer": (without("tokenizer.json"), "no tokenizer there"),
-    "no modules and no family": (without("modules.json"), "how its tokens become one vector is not known"),
+    "no modules and no family": (
+        without("modules.json"),
+        "how its tokens become one vector is not known",
+    ),
     "code of its own": (modules("custom_st.Transformer"), "is code of the model's own"),
-    "a module we don't know": (modules("sentence_transformers.models.LSTM"), "LSTM is not supported"),
-    "no hidden size": (edited("config.json", hidden_size=None), "does not say the model's hidden_size"),
+    "a module we don't know": (
+        modules("sentence_transformers.models.LSTM"),
+        "LSTM is not supported",
+    ),
+    "no hidden size": (
+        edited("config.json", hidden_size=None),
+        "does not say the model's hidden_size",
+    ),
     "a path out of the folder": (
         lambda path: tiny.write_json(
             path / "modules.json", [{"path": "../x", "type": "sentence_transformers.models.Dense"}]
@@ -164,7 +191,9 @@ def test_broken_folders_are_refused_before_loading(case, copy, cli, tmp_path):
     break_it, message = BROKEN[case]
     break_it(copy)
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
-    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    ran = cli(
+        "encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}"
+    )
     assert ran.code == 78, ran.err
     assert message in ran.err
 
@@ -193,7 +222,9 @@ def test_weights_that_are_not_the_models_are_refused(case, copy, cli, tmp_path):
     break_it, message = MISFITS[case]
     break_it(copy)
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
-    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    ran = cli(
+        "encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}"
+    )
     assert ran.code == 78, ran.err
     assert re.search(message, ran.err)
     assert not (tmp_path / "a.query.parquet").exists()
@@ -223,11 +254,26 @@ def with_code(copy, tmp_path):
     names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
     edited("config.json", model_type="own", auto_map=names)(copy)
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
-    return copy, canary, ("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "{text}")
+    return (
+        copy,
+        canary,
+        (
+            "encode",
+            tmp_path / "a.jsonl",
+            "--role",
+            "query",
+            "--model",
+            copy,
+            "--template",
+            "{text}",
+        ),
+    )
 
 
 @pytest.mark.parametrize("model_type", ["own", "bert"])
-def test_a_models_own_code_is_not_run_unasked_also_where_a_native_class_is_named(with_code, cli, model_type):
+def test_a_models_own_code_is_not_run_unasked_also_where_a_native_class_is_named(
+    with_code, cli, model_type
+):
     copy, canary, arguments = with_code
     edited("config.json", model_type=model_type)(copy)
     ran = cli(*arguments)
@@ -247,7 +293,9 @@ def test_a_corpus_that_says_yes_runs_no_code(with_code, tmp_path):
 
 
 def test_trusted_code_is_run(with_code, cli, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
     _, canary, arguments = with_code
     ran = cli(*arguments, "--trust-remote-code")
     assert ran.code == 0, ran.err
@@ -273,7 +321,16 @@ def test_code_of_the_hub_is_trusted_by_its_commit_only():
 def test_a_native_alternative_is_named(copy, cli, tmp_path):
     edited("config.json", auto_map={"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"})(copy)
     (tmp_path / "a.jsonl").write_text('{"text": "the sea"}\n')
-    ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", copy, "--template", "gte-multilingual")
+    ran = cli(
+        "encode",
+        tmp_path / "a.jsonl",
+        "--role",
+        "query",
+        "--model",
+        copy,
+        "--template",
+        "gte-multilingual",
+    )
     assert ran.code == 78
     assert "--model alibaba-nlp-community/gte-multilingual-base" in ran.err
 
@@ -323,13 +380,22 @@ def test_the_space_knows_weights_not_names(tiny_bert, tmp_path):
     twin = shutil.copytree(tiny_bert, tmp_path / "another-name")
     other = tiny.bert(tmp_path / "other", seed=1)
     assert read(tiny_bert).space.id == read(twin).space.id
-    spaces = [read(tiny_bert), read(other), read(tiny_bert, dim=8), read(tiny_bert, normalize=False)]
+    spaces = [
+        read(tiny_bert),
+        read(other),
+        read(tiny_bert, dim=8),
+        read(tiny_bert, normalize=False),
+    ]
     assert len({one.space.id for one in spaces}) == 4
 
 
 def test_tiles_that_are_announced_but_not_described_are_avoided(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
-    for level, flags, tiles in ((28, "amx_bf16 amx_tile", False), (32, "amx_bf16 amx_tile", True), (32, "avx2", False)):
+    for level, flags, tiles in (
+        (28, "amx_bf16 amx_tile", False),
+        (32, "amx_bf16 amx_tile", True),
+        (32, "avx2", False),
+    ):
         monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         cpuinfo.write_text(f"cpuid level\t: {level}\nflags\t: {flags}\n")
         assert environment.has_tiles(cpuinfo) is tiles

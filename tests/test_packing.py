@@ -1,4 +1,6 @@
-"""Packs and compiled code: the same vectors as one text at a time, and as little padding as there can be."""
+"""Packs and compiled code: the same vectors as one text at a time, and as little padding as there
+can be.
+"""
 
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from embedcli import encoder, templates
 from embedcli.config import RunOptions
 from embedcli.encoder import compiling, environment, forward
-from embedcli.encoder.batching import groups, packs
+from embedcli.encoder.batching import length_groups, packs
 from embedcli.errors import ConfigurationError
 from embedcli.models import hub
 from embedcli.models.facts import FamilyFacts
@@ -25,9 +27,14 @@ from embedcli.store.vector_file import VectorFile
 from tests import tiny
 from tests.conftest import SAMPLE, run_process
 
-lengths = st.lists(st.integers(1, 300), max_size=200).map(lambda values: np.array(values, dtype=np.int32))
+lengths = st.lists(st.integers(1, 300), max_size=200).map(
+    lambda values: np.array(values, dtype=np.int32)
+)
 PLAIN = ("--dtype", "float32", "--compile", "off")
-TEXTS = [*tiny.ODD_TEXTS, *(f"text number {index} " + "word " * (index % 40) for index in range(60))]
+TEXTS = [
+    *tiny.ODD_TEXTS,
+    *(f"text number {index} " + "word " * (index % 40) for index in range(60)),
+]
 
 
 @given(lengths, st.integers(1, 2000))
@@ -50,8 +57,13 @@ def test_what_a_pack_leaves_free_is_too_small_for_any_text_that_is_left(lengths,
 
 @given(lengths)
 def test_groups_are_the_runs_of_equal_lengths(lengths):
-    assert [length for count, length in groups(lengths) for _ in range(count)] == lengths.tolist()
-    assert all(one[1] != other[1] for one, other in zip(groups(lengths), groups(lengths)[1:], strict=False))
+    assert [
+        length for count, length in length_groups(lengths) for _ in range(count)
+    ] == lengths.tolist()
+    assert all(
+        one[1] != other[1]
+        for one, other in zip(length_groups(lengths), length_groups(lengths)[1:], strict=False)
+    )
 
 
 def load(path, **options):
@@ -104,13 +116,35 @@ def test_compiled_code_gives_the_same_vectors(cli, tiny_bert, tmp_path):
 def test_an_output_says_that_compiled_code_made_it(cli, tiny_bert, tmp_path):
     corpus = tmp_path / "c.jsonl"
     corpus.write_text('{"text": "one"}\n{"text": "two words"}\n')
-    options = ("--role", "query", "--template", "{text}", "--model", tiny_bert, "--dtype", "float32")
+    options = (
+        "--role",
+        "query",
+        "--template",
+        "{text}",
+        "--model",
+        tiny_bert,
+        "--dtype",
+        "float32",
+    )
     for name, compile_it in (("with", "on"), ("without", "off")):
-        ran = cli("encode", corpus, *options, "--compile", compile_it, "--batch-tokens", 128, "-o", tmp_path / name)
+        ran = cli(
+            "encode",
+            corpus,
+            *options,
+            "--compile",
+            compile_it,
+            "--batch-tokens",
+            128,
+            "-o",
+            tmp_path / name,
+        )
         assert ran.code == 0, ran.err
         assert ("float32, compiled" in ran.err) is (compile_it == "on")
         assert VectorFile(str(tmp_path / name)).made.compiled is (compile_it == "on")
-    one, other = (np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist()) for name in ("with", "without"))
+    one, other = (
+        np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist())
+        for name in ("with", "without")
+    )
     assert np.abs(one - other).max() <= 1e-6
 
 
@@ -149,7 +183,9 @@ class _Broken(torch.nn.Linear):
         (10**8, True, False, True, "auto", "cuda", False),
     ],
 )
-def test_auto_compiles_where_it_pays(monkeypatch, tokens, announced, described, compiler, dtype, device, wanted):
+def test_auto_compiles_where_it_pays(
+    monkeypatch, tokens, announced, described, compiler, dtype, device, wanted
+):
     monkeypatch.setattr(environment, "announces_tiles", lambda: announced)
     monkeypatch.setattr(environment, "has_tiles", lambda: described)
     monkeypatch.setattr(compiling, "has_compiler", lambda: compiler)
@@ -163,18 +199,37 @@ def test_batch_tokens_is_auto_or_a_number(cli, tmp_path):
     corpus.write_text('{"text": "one"}\n')
     for value, code in (("auto", 0), ("512", 0), ("0", 2), ("many", 2)):
         ran = cli(
-            "encode", corpus, "--role", "query", "--model", "hash:8", "--batch-tokens", value, "-o", tmp_path / "o"
+            "encode",
+            corpus,
+            "--role",
+            "query",
+            "--model",
+            "hash:8",
+            "--batch-tokens",
+            value,
+            "-o",
+            tmp_path / "o",
         )
         assert ran.code == code, (value, ran.err)
 
 
 @pytest.mark.heavy
 @pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
-def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_nearly_float32s_vectors(tmp_path):
+def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_nearly_float32s_vectors(
+    tmp_path,
+):
     found = {}
-    for name, *options in (("one", "--num-processes", 1), ("two", "--num-processes", 2), ("float32", *PLAIN)):
-        options = options if name == "float32" else ("--dtype", "bfloat16", "--compile", "on", *options)
-        ran = run_process("encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", tmp_path / name, *options)
+    for name, *options in (
+        ("one", "--num-processes", 1),
+        ("two", "--num-processes", 2),
+        ("float32", *PLAIN),
+    ):
+        options = (
+            options if name == "float32" else ("--dtype", "bfloat16", "--compile", "on", *options)
+        )
+        ran = run_process(
+            "encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", tmp_path / name, *options
+        )
         assert ran.code == 0, ran.err
         found[name] = np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist())
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
@@ -184,9 +239,15 @@ def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_n
 def test_an_interrupted_run_goes_on_compiled_or_not_as_it_began(tmp_path):
     recipe = Recipe(Space("m", "", "", "", (), 1, True), "query", "{text}", 8)
     for compiled, expected in ((True, "if-possible"), (False, "off")):
-        made = ColumnProvenance(recipe, TemplateSource("option"), "float32", (Made("cpu", "bfloat16", compiled),))
+        made = ColumnProvenance(
+            recipe, TemplateSource("option"), "float32", (Made("cpu", "bfloat16", compiled),)
+        )
         before = planning.continue_as_before(RunOptions(), made, None)
         assert before == RunOptions(dtype="bfloat16", compile=expected)
-    updated = ColumnProvenance(recipe, TemplateSource("option"), "float32", (Made("cpu", "float32", True),))
+    updated = ColumnProvenance(
+        recipe, TemplateSource("option"), "float32", (Made("cpu", "float32", True),)
+    )
     assert planning.continue_as_before(RunOptions(), None, updated) == RunOptions(dtype="float32")
-    assert planning.continue_as_before(RunOptions(dtype="float32"), None, None) == RunOptions(dtype="float32")
+    assert planning.continue_as_before(RunOptions(dtype="float32"), None, None) == RunOptions(
+        dtype="float32"
+    )

@@ -35,8 +35,12 @@ def ours(path_or_none, texts=TEXTS, option="{text}", **wishes):
 
 
 def theirs(path, texts=TEXTS, prompt=None, **options):
-    model = sentence_transformers.SentenceTransformer(str(path), device="cpu", local_files_only=True)
-    return model.encode(texts, prompt=prompt, convert_to_numpy=True, show_progress_bar=False, **options)
+    model = sentence_transformers.SentenceTransformer(
+        str(path), device="cpu", local_files_only=True
+    )
+    return model.encode(
+        texts, prompt=prompt, convert_to_numpy=True, show_progress_bar=False, **options
+    )
 
 
 def assert_equal(left, right, normalized=True):
@@ -61,9 +65,13 @@ def test_every_pooling_in_both_generations_of_layout(tmp_path, pooling, generati
     assert_equal(ours(path).vectors, theirs(path))
 
 
-@pytest.mark.parametrize("activation", ["torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"])
+@pytest.mark.parametrize(
+    "activation", ["torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"]
+)
 def test_dense_layers(tmp_path, activation):
-    path = tiny.bert(tmp_path / "m", dense=[(24, activation), (16, "torch.nn.modules.linear.Identity")])
+    path = tiny.bert(
+        tmp_path / "m", dense=[(24, activation), (16, "torch.nn.modules.linear.Identity")]
+    )
     assert_equal(ours(path).vectors, theirs(path))
 
 
@@ -73,11 +81,15 @@ def test_without_normalization(tmp_path):
 
 
 def test_fewer_dimensions_are_cut_then_normalized(tiny_bert):
-    assert_equal(ours(tiny_bert, dim=8).vectors, theirs(tiny_bert, truncate_dim=8, normalize_embeddings=True))
+    assert_equal(
+        ours(tiny_bert, dim=8).vectors, theirs(tiny_bert, truncate_dim=8, normalize_embeddings=True)
+    )
 
 
 def test_prompts(tiny_bert):
-    assert_equal(ours(tiny_bert, option="query: {text}").vectors, theirs(tiny_bert, prompt="query: "))
+    assert_equal(
+        ours(tiny_bert, option="query: {text}").vectors, theirs(tiny_bert, prompt="query: ")
+    )
 
 
 def test_lower_casing_that_the_model_asks_for(tmp_path):
@@ -85,7 +97,9 @@ def test_lower_casing_that_the_model_asks_for(tmp_path):
     tokenizer = json.loads((path / "tokenizer.json").read_text())
     tokenizer["normalizer"]["lowercase"] = False
     tiny.write_json(path / "tokenizer.json", tokenizer)
-    tiny.write_json(path / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": True})
+    tiny.write_json(
+        path / "sentence_bert_config.json", {"max_seq_length": 48, "do_lower_case": True}
+    )
     assert_equal(ours(path).vectors, theirs(path))
 
 
@@ -96,7 +110,9 @@ def test_one_by_one_is_the_same_as_batched(tiny_bert):
 
 
 def test_minilm_on_the_whole_sample_corpus_with_two_empty_texts(minilm):
-    texts = [json.loads(line)["text"] for line in (SAMPLE / "corpus.jsonl").read_text().splitlines()]
+    texts = [
+        json.loads(line)["text"] for line in (SAMPLE / "corpus.jsonl").read_text().splitlines()
+    ]
     texts[7], texts[100] = "", "   "
     assert_equal(ours(None, texts).vectors, theirs(minilm, texts))
 
@@ -115,7 +131,9 @@ def test_minilm_on_odd_texts_and_their_lengths(minilm):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_shorter_formats_are_close_and_normalized(dtype, tiny_bert):
     files = hub.find(str(tiny_bert))
-    model = encoder.load(read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cpu", dtype=dtype))
+    model = encoder.load(
+        read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cpu", dtype=dtype)
+    )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     vectors = model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors
     assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
@@ -136,7 +154,9 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 
     monkeypatch.setattr(forward, "embed", overflowing)
     files = hub.find(str(tiny_bert))
-    model = encoder.load(read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cpu", dtype="bfloat16"))
+    model = encoder.load(
+        read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cpu", dtype="bfloat16")
+    )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
     encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
     blank = [index for index, count in enumerate(encoded.tokens) if count == 2]
@@ -147,7 +167,9 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; test_packing.py has its twins")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device; test_packing.py has its twins"
+)
 def test_minilm_on_cuda_in_bfloat16_by_the_kernel_for_any_length(minilm):
     read = read_spec(hub.find(None), FamilyFacts(), ModelRequest())
     model = encoder.load(read, RunOptions(device="cuda", dtype="bfloat16"))
@@ -158,9 +180,15 @@ def test_minilm_on_cuda_in_bfloat16_by_the_kernel_for_any_length(minilm):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests above are its twins")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests above are its twins"
+)
 def test_minilm_on_cuda(minilm):
     files = hub.find(None)
-    model = encoder.load(read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cuda", dtype="float32"))
+    model = encoder.load(
+        read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cuda", dtype="float32")
+    )
     rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
-    assert_equal(model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors, theirs(minilm))
+    assert_equal(
+        model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors, theirs(minilm)
+    )

@@ -1,4 +1,6 @@
-"""Parquet: units cover every row once, any storage of strings reads alike, damage is never read silently."""
+"""Parquet: units cover every row once, any storage of strings reads alike, damage is never read
+silently.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +30,9 @@ def read_all(path, options=InputOptions(), unit_bytes=2**20):  # noqa: B008 - fr
 @given(st.lists(st.text(max_size=50), max_size=80), st.integers(1, 40), st.integers(20, 2000))
 def test_units_cover_the_file_whatever_its_row_groups(tmp_path_factory, texts, group, unit_bytes):
     path = tmp_path_factory.mktemp("parquet") / "a.parquet"
-    table = pa.table({"text": pa.array(texts, pa.string()), "n": pa.array(range(len(texts)), pa.int32())})
+    table = pa.table(
+        {"text": pa.array(texts, pa.string()), "n": pa.array(range(len(texts)), pa.int32())}
+    )
     pq.write_table(table, path, row_group_size=group)
     corpus, units = read_all(path, unit_bytes=unit_bytes)
     assert [text for unit in units for text in unit.texts] == texts
@@ -88,10 +92,16 @@ def test_a_flipped_bit_is_never_read_silently(tmp_path, compression):
     rng = np.random.default_rng(0)
     path = tmp_path / "a.parquet"
     texts = ["".join(chr(97 + c) for c in rng.integers(0, 26, 40)) for _ in range(200)]
-    pq.write_table(pa.table({"text": texts}), path, compression=compression, write_page_checksum=True)
+    pq.write_table(
+        pa.table({"text": texts}), path, compression=compression, write_page_checksum=True
+    )
     sound = path.read_bytes()
     for place in rng.integers(4, len(sound), 60):
-        path.write_bytes(sound[:place] + bytes([sound[place] ^ 1 << int(rng.integers(0, 8))]) + sound[place + 1 :])
+        path.write_bytes(
+            sound[:place]
+            + bytes([sound[place] ^ 1 << int(rng.integers(0, 8))])
+            + sound[place + 1 :]
+        )
         try:
             _, units = read_all(path)
         except DataError:

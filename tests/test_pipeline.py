@@ -1,4 +1,6 @@
-"""Units overlap: one is read while one is encoded and one is written; and a run knows which of them it waited for."""
+"""Units overlap: one is read while one is encoded and one is written; and a run knows which of them
+it waited for.
+"""
 
 import threading
 
@@ -14,7 +16,9 @@ from tests.runs import content, encode, write_corpus
 PATIENCE = 30
 
 
-def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(cli, tmp_path, monkeypatch):
+def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(
+    cli, tmp_path, monkeypatch
+):
     corpus = write_corpus(tmp_path / "c.jsonl")
     assert encode(cli, corpus, tmp_path / "calm")[0].code == 0
     read, written = threading.Semaphore(0), threading.Semaphore(0)
@@ -31,7 +35,9 @@ def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(cli, tm
         return found
 
     def encoding(self, prepared, on_batch):
-        """Each unit but the last goes on only when one more has been read, and the one before has been written."""
+        """Each unit but the last goes on only when one more has been read, and the one before has
+        been written.
+        """
         number = len(met)
         wanted = [read] * (2 if number == 0 else 1) if number < 4 else []
         wanted += [written] if number else []
@@ -46,7 +52,9 @@ def test_the_next_unit_is_read_and_the_last_written_while_one_is_encoded(cli, tm
     assert content(tmp_path / "met") == content(tmp_path / "calm")
 
 
-def test_what_cannot_be_written_ends_the_run_and_what_was_written_before_is_kept(cli, tmp_path, monkeypatch):
+def test_what_cannot_be_written_ends_the_run_and_what_was_written_before_is_kept(
+    cli, tmp_path, monkeypatch
+):
     corpus, finish = write_corpus(tmp_path / "c.jsonl"), UnitSteps.finish
 
     def full(self, state, failed):
@@ -71,12 +79,17 @@ def test_what_cannot_be_written_ends_the_run_and_what_was_written_before_is_kept
         ({"reading": 5.0}, ""),
         ({"encoding": 3.0, WAITING_FOR_INPUT: 1.0, WAITING_FOR_OUTPUT: 2.0}, "encoding"),
         ({"encoding": 3.0, WAITING_FOR_OUTPUT: 4.0}, "writing"),
-        ({"encoding": 3.0, WAITING_FOR_INPUT: 4.0, "reading": 1.0, "tokenizing": 2.0}, "tokenizing"),
+        (
+            {"encoding": 3.0, WAITING_FOR_INPUT: 4.0, "reading": 1.0, "tokenizing": 2.0},
+            "tokenizing",
+        ),
     ],
 )
 def test_the_stage_that_was_waited_for_limits_the_run(seconds, limited_by):
     space = Space("m", "", "", "", (), 1, True)
-    summary = Summary("o", Recipe(space, "query", "{text}", 8), TemplateSource("option"), seconds=seconds)
+    summary = Summary(
+        "o", Recipe(space, "query", "{text}", 8), TemplateSource("option"), seconds=seconds
+    )
     assert (summary.limited_by, summary.to_json()["limited_by"]) == (limited_by, limited_by)
 
 

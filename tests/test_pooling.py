@@ -27,7 +27,9 @@ def states_and_mask(before: int, after: int):
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 4), (4, 0)], ids=["unpadded", "right", "left"])
+@pytest.mark.parametrize(
+    ("before", "after"), [(0, 0), (0, 4), (4, 0)], ids=["unpadded", "right", "left"]
+)
 def test_each_pooling_by_hand_whichever_side_is_padded(name, before, after):
     assert POOLINGS[name](*states_and_mask(before, after)).item() == pytest.approx(BY_HAND[name])
 

@@ -1,4 +1,6 @@
-"""`embedcli probe`: its numbers are those of the vectors that encode writes, its pictures are pictures."""
+"""`embedcli probe`: its numbers are those of the vectors that encode writes, its pictures are
+pictures.
+"""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -28,12 +30,19 @@ def probe(cli, *options, code=0):
 def encoded(cli, folder, tiny_bert, texts, template):
     (folder / "c.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = ("--model", tiny_bert, "--template", template, "--dtype", "float32", "--overwrite")
-    assert cli("encode", folder / "c.jsonl", "--role", "query", *options, "-o", folder / "o", "--fresh").code == 0
+    assert (
+        cli(
+            "encode", folder / "c.jsonl", "--role", "query", *options, "-o", folder / "o", "--fresh"
+        ).code
+        == 0
+    )
     return np.array(pq.read_table(folder / "o")["embedding"].to_pylist())
 
 
 def test_cosines_are_those_of_encode_with_and_without_the_instruction(cli, tmp_path, tiny_bert):
-    found = probe(cli, *WORDS, "-i", INSTRUCTION, *FLOAT32, "--model", tiny_bert, "--template", "all-minilm")
+    found = probe(
+        cli, *WORDS, "-i", INSTRUCTION, *FLOAT32, "--model", tiny_bert, "--template", "all-minilm"
+    )
     assert found["texts"] == WORDS
     bare = encoded(cli, tmp_path, tiny_bert, WORDS, "{text}")
     instructed = encoded(cli, tmp_path, tiny_bert, WORDS, f"{INSTRUCTION} {{text}}")
@@ -44,18 +53,26 @@ def test_cosines_are_those_of_encode_with_and_without_the_instruction(cli, tmp_p
 
 
 def test_a_template_with_a_task_takes_the_instruction_in_its_place(cli, tiny_bert):
-    found = probe(cli, *WORDS, "-i", "Do this", "--model", tiny_bert, "--template", "multilingual-e5-instruct")
+    found = probe(
+        cli, *WORDS, "-i", "Do this", "--model", tiny_bert, "--template", "multilingual-e5-instruct"
+    )
     assert found["views"][1]["template"] == "Instruct: Do this\nQuery: {text}"
-    braces = probe(cli, *WORDS, "-i", "Use {braces}", "--model", tiny_bert, "--template", "all-minilm")
+    braces = probe(
+        cli, *WORDS, "-i", "Use {braces}", "--model", tiny_bert, "--template", "all-minilm"
+    )
     assert len(braces["views"]) == 2
 
 
 def test_the_projection_is_the_two_leading_singular_directions(cli, tmp_path, tiny_bert):
-    view = probe(cli, *WORDS, *FLOAT32, "--model", tiny_bert, "--template", "all-minilm")["views"][0]
+    view = probe(cli, *WORDS, *FLOAT32, "--model", tiny_bert, "--template", "all-minilm")["views"][
+        0
+    ]
     vectors = encoded(cli, tmp_path, tiny_bert, WORDS, "{text}")
     centred = vectors - vectors.mean(axis=0)
     variances = np.sort(np.linalg.eigvalsh(centred @ centred.T))[::-1]
-    assert view["shares_of_variance"] == pytest.approx((variances[:2] / variances.sum()).tolist(), abs=1e-4)
+    assert view["shares_of_variance"] == pytest.approx(
+        (variances[:2] / variances.sum()).tolist(), abs=1e-4
+    )
     places = np.array(view["places"])
     assert (places**2).sum(axis=0) == pytest.approx(variances[:2], rel=1e-3)
 
@@ -75,7 +92,15 @@ def test_pairs_and_labels(cli, tmp_path):
 
 def test_pairs_come_through_a_pipe(tmp_path):
     ran = run_process(
-        "probe", "--input", "-", "--pairs", "a,b", "--model", "hash:32", "--json", input=b'{"a": "x", "b": "y"}\n' * 3
+        "probe",
+        "--input",
+        "-",
+        "--pairs",
+        "a,b",
+        "--model",
+        "hash:32",
+        "--json",
+        input=b'{"a": "x", "b": "y"}\n' * 3,
     )
     assert (ran.code, json.loads(ran.out)["texts"]) == (0, ["x"] * 3 + ["y"] * 3), ran.err
 
@@ -92,7 +117,9 @@ def test_partners_are_counted_both_ways():
 
 def test_pictures_are_drawn(cli, tmp_path):
     png, svg = tmp_path / "p.png", tmp_path / "p.svg"
-    ran = cli("probe", *WORDS, "-i", INSTRUCTION, "--model", "hash:32", "--plot", png, "--plot", svg)
+    ran = cli(
+        "probe", *WORDS, "-i", INSTRUCTION, "--model", "hash:32", "--plot", png, "--plot", svg
+    )
     assert ran.code == 0, ran.err
     assert png.read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(svg).getroot().tag.endswith("svg")
@@ -129,6 +156,7 @@ def test_bad_input_is_named(cli, tmp_path):
         assert "Traceback" not in ran.err
 
 
+@pytest.mark.torch
 def test_the_embedded_models_tables_are_shown(cli):
     ran = cli("probe", *WORDS, "-i", INSTRUCTION, "--dtype", "float32")
     assert ran.code == 0, ran.err

@@ -28,6 +28,7 @@ def test_pandas(outputs):
     assert frame["embedding_tokens"].min() > 10
 
 
+@pytest.mark.torch
 def test_polars(outputs):
     polars = pytest.importorskip("polars")
     frame = polars.read_parquet(outputs["corpus"])
@@ -47,8 +48,11 @@ def test_duckdb_finds_the_right_passage(outputs):
     assert found == [("trees-12",)]
 
 
+@pytest.mark.torch
 def test_datasets(outputs, tmp_path):
     datasets = pytest.importorskip("datasets")
-    found = datasets.load_dataset("parquet", data_files=str(outputs["corpus"]), cache_dir=str(tmp_path))["train"]
+    found = datasets.load_dataset(
+        "parquet", data_files=str(outputs["corpus"]), cache_dir=str(tmp_path)
+    )["train"]
     assert found.num_rows == 240
     assert len(found[0]["embedding"]) == 384

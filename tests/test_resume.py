@@ -1,4 +1,6 @@
-"""Resume: what an interrupted run finished is kept, and the same command gives what an undisturbed run gives."""
+"""Resume: what an interrupted run finished is kept, and the same command gives what an undisturbed
+run gives.
+"""
 
 import json
 import random
@@ -52,7 +54,9 @@ def interrupt(cli, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["out.parquet", "out/"])
-def test_the_same_command_continues_and_gives_the_same_bytes(kind, cli, corpus, interrupt, tmp_path):
+def test_the_same_command_continues_and_gives_the_same_bytes(
+    kind, cli, corpus, interrupt, tmp_path
+):
     encode(cli, corpus, f"{tmp_path}/whole-{kind}")
     output = f"{tmp_path}/{kind}"
     ran = interrupt(corpus, output)
@@ -61,11 +65,19 @@ def test_the_same_command_continues_and_gives_the_same_bytes(kind, cli, corpus, 
     ran, report = encode(cli, corpus, output)
     assert ran.code == 0
     resumed, embedded, rows = counts(report, "resumed", "embedded", "rows_out")
-    assert (resumed > 5000, embedded > 3000, resumed + embedded, rows) == (True, True, 12_000, 12_000)
+    assert (resumed > 5000, embedded > 3000, resumed + embedded, rows) == (
+        True,
+        True,
+        12_000,
+        12_000,
+    )
     if kind == "out/":
         names = [path.name for path in sorted((tmp_path / "out").iterdir())]
         assert names == [path.name for path in sorted((tmp_path / "whole-out").iterdir())]
-        assert all((tmp_path / "out" / n).read_bytes() == (tmp_path / "whole-out" / n).read_bytes() for n in names)
+        assert all(
+            (tmp_path / "out" / n).read_bytes() == (tmp_path / "whole-out" / n).read_bytes()
+            for n in names
+        )
     else:
         assert (tmp_path / kind).read_bytes() == (tmp_path / f"whole-{kind}").read_bytes()
     assert not staging_of(output.rstrip("/")).exists()
@@ -74,7 +86,9 @@ def test_the_same_command_continues_and_gives_the_same_bytes(kind, cli, corpus, 
 def test_finished_work_is_reused_where_rows_were_added_and_moved(cli, corpus, interrupt, tmp_path):
     output = tmp_path / "out.parquet"
     interrupt(corpus, output, 3)
-    finished = sum(pq.read_metadata(part).num_rows for part in (staging_of(output) / "output").iterdir())
+    finished = sum(
+        pq.read_metadata(part).num_rows for part in (staging_of(output) / "output").iterdir()
+    )
     lines = corpus.read_text().splitlines(keepends=True)
     random.Random(0).shuffle(lines)
     corpus.write_text("".join([json.dumps({"id": -1, "text": "a new row"}) + "\n", *lines]))
@@ -89,7 +103,9 @@ def test_finished_work_is_reused_where_rows_were_added_and_moved(cli, corpus, in
     assert table(output).equals(table(tmp_path / "fresh.parquet"))
 
 
-def test_a_unit_that_is_as_it_was_keeps_its_part_when_rows_are_added(cli, corpus, interrupt, tmp_path):
+def test_a_unit_that_is_as_it_was_keeps_its_part_when_rows_are_added(
+    cli, corpus, interrupt, tmp_path
+):
     output = tmp_path / "out.parquet"
     interrupt(corpus, output, 3)
     with corpus.open("a") as stream:
@@ -119,14 +135,24 @@ def test_fresh_starts_over(cli, corpus, interrupt, whole, tmp_path):
         ),
         ("--max-length", "9", "max_length is 512 in the unfinished work, 9 requested"),
         ("--dim", "32", "dim is 64 in the unfinished work, 32 requested"),
-        ("--template", "p {text}", "template is 'passage: {text}' in the unfinished work, 'p {text}' requested"),
+        (
+            "--template",
+            "p {text}",
+            "template is 'passage: {text}' in the unfinished work, 'p {text}' requested",
+        ),
         ("--no-normalize", None, "normalized is True in the unfinished work, False requested"),
         ("--model", "hash:32", "dim is 64 in the unfinished work, 32 requested"),
         ("--dtype", "bfloat16", "dtype is 'float32' in the unfinished work, 'bfloat16' requested"),
-        ("--vector-type", "float16", "vector_type is 'float32' in the unfinished work, 'float16' requested"),
+        (
+            "--vector-type",
+            "float16",
+            "vector_type is 'float32' in the unfinished work, 'float16' requested",
+        ),
     ],
 )
-def test_another_recipe_is_refused_with_both_values(option, value, said, cli, corpus, interrupt, tmp_path):
+def test_another_recipe_is_refused_with_both_values(
+    option, value, said, cli, corpus, interrupt, tmp_path
+):
     output = tmp_path / "out.parquet"
     interrupt(corpus, output)
     parts = {path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()}
@@ -134,23 +160,35 @@ def test_another_recipe_is_refused_with_both_values(option, value, said, cli, co
     assert ran.code == 78
     assert said in ran.err
     assert "--fresh" in ran.err
-    assert {path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()} == parts
+    assert {
+        path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()
+    } == parts
     assert not output.exists()
 
 
 def test_what_only_changes_the_speed_is_no_other_recipe(cli, corpus, interrupt, tmp_path):
     interrupt(corpus, tmp_path / "out.parquet")
-    ran, report = encode(cli, corpus, tmp_path / "out.parquet", "--batch-tokens", 100, "--num-processes", 2)
+    ran, report = encode(
+        cli, corpus, tmp_path / "out.parquet", "--batch-tokens", 100, "--num-processes", 2
+    )
     assert (ran.code, counts(report, "rows_out")) == (0, (12_000,))
     assert counts(report, "resumed")[0] > 5000
 
 
 def test_other_columns_are_another_file_but_no_other_vectors(cli, corpus, interrupt, tmp_path):
     interrupt(corpus, tmp_path / "out.parquet")
-    ran, report = encode(cli, corpus, tmp_path / "out.parquet", "--columns", "id", "--embedding-column", "v")
+    ran, report = encode(
+        cli, corpus, tmp_path / "out.parquet", "--columns", "id", "--embedding-column", "v"
+    )
     assert ran.code == 0
     assert counts(report, "resumed")[0] > 5000
-    assert table(tmp_path / "out.parquet").column_names == ["id", "v", "v_hash", "v_tokens", "v_truncated"]
+    assert table(tmp_path / "out.parquet").column_names == [
+        "id",
+        "v",
+        "v_hash",
+        "v_tokens",
+        "v_truncated",
+    ]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -172,7 +210,9 @@ def test_damage_in_staging_is_done_again(seed, cli, corpus, interrupt, whole, tm
         assert table(output).equals(table(whole))
 
 
-def test_rows_that_the_model_gives_no_vector_for_stay_rejected(cli, corpus, interrupt, monkeypatch, tmp_path):
+def test_rows_that_the_model_gives_no_vector_for_stay_rejected(
+    cli, corpus, interrupt, monkeypatch, tmp_path
+):
     real = HashEncoder.encode
 
     def failing(self, rendered, on_batch):
@@ -206,7 +246,11 @@ def test_a_bad_row_costs_no_finished_work(cli, tmp_path):
     texts = [f"text number {i}, which has some words to make it longer" * 3 for i in range(12_000)]
     pq.write_table(pa.table({"text": [*texts, None]}), corpus)
     ran, _ = encode(cli, corpus, output)
-    assert (ran.code, "row 12001" in ran.err, "finished work is kept" in ran.err) == (65, True, True)
+    assert (ran.code, "row 12001" in ran.err, "finished work is kept" in ran.err) == (
+        65,
+        True,
+        True,
+    )
     ran, report = encode(cli, corpus, output, "--on-error", "reject")
     assert ran.code == 3
     assert counts(report, "resumed")[0] > 8000
@@ -224,7 +268,11 @@ def test_clean_throws_leftovers_away(cli, corpus, interrupt, tmp_path):
     assert cli("clean", "--dry-run", tmp_path).lines == [str(staging_of(output))]
     assert staging_of(output).exists()
     ran = cli("clean", output)
-    assert (ran.code, ran.lines, "removed 3 finished units" in ran.err) == (0, [str(staging_of(output))], True)
+    assert (ran.code, ran.lines, "removed 3 finished units" in ran.err) == (
+        0,
+        [str(staging_of(output))],
+        True,
+    )
     assert not staging_of(output).exists()
     assert corpus.exists()
     assert cli("clean", tmp_path).code == 0
@@ -240,7 +288,9 @@ def test_clean_leaves_a_run_at_work_alone(cli, tmp_path):
         assert staging_of(tmp_path / "o").exists()
 
 
-def test_a_published_but_not_removed_staging_does_no_harm(cli, corpus, interrupt, whole, tmp_path, monkeypatch):
+def test_a_published_but_not_removed_staging_does_no_harm(
+    cli, corpus, interrupt, whole, tmp_path, monkeypatch
+):
     output = tmp_path / "out.parquet"
     monkeypatch.setattr(store_staging, "_remove_all", lambda path, name: None)
     assert encode(cli, corpus, output)[0].code == 0
@@ -259,11 +309,17 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(cli, corpus, interru
     ran = cli("encode", corpus, *HASH, "-o", output, "--dry-run", "--report", report)
     found = json.loads(report.read_text())
     assert ran.code == 0
-    assert found["unchanged"] + found["to_embed"] + found["duplicates"] + found["rejected"] == found["rows"] == 12_000
+    assert (
+        found["unchanged"] + found["to_embed"] + found["duplicates"] + found["rejected"]
+        == found["rows"]
+        == 12_000
+    )
     assert found["unchanged"] > 5000
     assert found["tokens"] == 17 * found["to_embed"]
     assert found["needed_bytes"] > 64 * 4 * 12_000
-    assert {path: path.stat().st_mtime_ns for path in (staging_of(output) / "output").iterdir()} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (staging_of(output) / "output").iterdir()
+    } == before
     assert not output.exists()
 
 
@@ -279,9 +335,13 @@ def test_duplicates_within_a_unit_are_encoded_once(cli, tmp_path, monkeypatch):
     asked = []
     real = HashEncoder.encode
     monkeypatch.setattr(
-        HashEncoder, "encode", lambda self, rendered, b: (asked.extend(rendered.strings), real(self, rendered, b))[1]
+        HashEncoder,
+        "encode",
+        lambda self, rendered, b: (asked.extend(rendered.strings), real(self, rendered, b))[1],
     )
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"id": i, "text": f"t{i % 7}"}) + "\n" for i in range(50)))
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"id": i, "text": f"t{i % 7}"}) + "\n" for i in range(50))
+    )
     ran, report = encode(cli, tmp_path / "a.jsonl", tmp_path / "o.parquet")
     assert sorted(asked) == sorted(f"passage: t{i}" for i in range(7))
     assert counts(report, "embedded", "duplicates", "rows_out") == (50, 43, 50)
@@ -300,6 +360,8 @@ def test_a_full_disk_is_named_also_where_the_system_does_not(tmp_path, processes
     code += "def full(self, *rest): raise OSError(28, os.strerror(28))\nclaims.ClaimBoard.finish = full\n"
     environment = poisoned(tmp_path, code)
     corpus = write_corpus(tmp_path / "c.jsonl", 20_000)
-    ran = run_process("encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", processes, env=environment)
+    ran = run_process(
+        "encode", corpus, *HASH, "-o", tmp_path / "o", "--num-processes", processes, env=environment
+    )
     assert ran.code == 74, ran.err
     assert f"{staging_of(tmp_path / 'o')}: No space left on device" in ran.err

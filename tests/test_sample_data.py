@@ -15,7 +15,9 @@ def rows(name):
 def test_the_corpus():
     corpus = rows("corpus.jsonl")
     assert len(corpus) >= 240
-    assert len({row["_id"] for row in corpus}) == len({row["text"] for row in corpus}) == len(corpus)
+    assert (
+        len({row["_id"] for row in corpus}) == len({row["text"] for row in corpus}) == len(corpus)
+    )
     assert min(Counter(row["subject"] for row in corpus).values()) >= 20
     assert len({row["subject"] for row in corpus}) >= 8
     assert all(row["title"] and 20 < len(row["text"].split()) < 90 for row in corpus)

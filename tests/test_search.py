@@ -1,4 +1,6 @@
-"""`embedcli search`: what it finds is what comparing every vector finds, queries match their index, or it refuses."""
+"""`embedcli search`: what it finds is what comparing every vector finds, queries match their index,
+or it refuses.
+"""
 
 import json
 import subprocess
@@ -20,7 +22,8 @@ from tests.conftest import SAMPLE, run_process
 
 def blocks(vectors, size):
     return (
-        (np.arange(at, min(at + size, len(vectors))), vectors[at : at + size]) for at in range(0, len(vectors), size)
+        (np.arange(at, min(at + size, len(vectors))), vectors[at : at + size])
+        for at in range(0, len(vectors), size)
     )
 
 
@@ -66,13 +69,18 @@ def test_nearest_of_nothing_is_nothing():
     assert scores.shape == rows.shape == (2, 0)
 
 
-TEXTS = [{"_id": f"d{i}", "lang": "de" if i % 3 else "en", "text": f"text number {i}", "n": i} for i in range(300)]
+TEXTS = [
+    {"_id": f"d{i}", "lang": "de" if i % 3 else "en", "text": f"text number {i}", "n": i}
+    for i in range(300)
+]
 
 
 @pytest.fixture
 def index(cli, tmp_path):
     (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TEXTS))
-    (tmp_path / "q.jsonl").write_text('{"qid": 7, "text": "text number 17"}\n{"qid": 8, "text": "other"}\n')
+    (tmp_path / "q.jsonl").write_text(
+        '{"qid": 7, "text": "text number 17"}\n{"qid": 8, "text": "other"}\n'
+    )
     for name, role in (("c", "passage"), ("q", "query")):
         ran = cli("encode", tmp_path / f"{name}.jsonl", "--role", role, "--model", "hash:16")
         assert ran.code == 0, ran.err
@@ -108,12 +116,20 @@ def test_queries_come_from_texts_files_and_vectors_alike(cli, index, tmp_path):
 
 def test_where_chooses_rows_and_columns_what_is_shown(cli, index):
     every = found(cli("search", index, "text number 17", "-k", 300))
-    some = found(cli("search", index, "text number 17", "-k", 300, "--where", "lang = 'en' AND n >= 30"))
-    assert [hit["row"] for hit in some] == [h["row"] for h in every if h["row"] % 3 == 0 and h["row"] >= 30]
+    some = found(
+        cli("search", index, "text number 17", "-k", 300, "--where", "lang = 'en' AND n >= 30")
+    )
+    assert [hit["row"] for hit in some] == [
+        h["row"] for h in every if h["row"] % 3 == 0 and h["row"] >= 30
+    ]
     assert found(cli("search", index, "x", "--where", "n > 1000")) == []
     shown = found(cli("search", index, "x", "--columns", "n,_id", "-k", 1))[0]["record"]
     assert set(shown) == {"n", "_id"}
-    for options in (("--where", "nothing = 1"), ("--where", "lang ="), ("--where", "read_csv('/etc/passwd')")):
+    for options in (
+        ("--where", "nothing = 1"),
+        ("--where", "lang ="),
+        ("--where", "read_csv('/etc/passwd')"),
+    ):
         ran = cli("search", index, "x", *options)
         assert (ran.code, ran.out) == (2, b""), ran.err
         assert "columns: _id, lang, text, n" in ran.err
@@ -126,19 +142,30 @@ def test_several_files_are_one_index(cli, index, tmp_path):
         corpus = tmp_path / f"{name}.jsonl"
         corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
         output = f"{half}.{name}.parquet" if name == "a" else f"{half}.{name}/"
-        assert cli("encode", corpus, "--role", "passage", "--model", "hash:16", "-o", output).code == 0
+        assert (
+            cli("encode", corpus, "--role", "passage", "--model", "hash:16", "-o", output).code == 0
+        )
     whole = found(cli("search", index, "text number 17", "-k", 40))
-    parted = found(cli("search", f"{half}.a.parquet", "text number 17", "-k", 40, "--also", f"{half}.b"))
+    parted = found(
+        cli("search", f"{half}.a.parquet", "text number 17", "-k", 40, "--also", f"{half}.b")
+    )
     assert [hit["record"] for hit in parted] == [hit["record"] for hit in whole]
     assert [hit["score"] for hit in parted] == [hit["score"] for hit in whole]
     assert {hit["file"] for hit in parted} == {f"{half}.a.parquet", f"{half}.b"}
-    shown = cli("search", f"{half}.a.parquet", "text number 17", "--also", f"{half}.b", "--table").out.decode()
+    shown = cli(
+        "search", f"{half}.a.parquet", "text number 17", "--also", f"{half}.b", "--table"
+    ).out.decode()
     assert all(name in shown for name in ("half.a.parquet", "half.b ", "score"))
 
 
 def test_what_does_not_compare_is_refused_with_both_recipes_named(cli, index, tmp_path):
     other = tmp_path / "other.parquet"
-    assert cli("encode", tmp_path / "q.jsonl", "--role", "query", "--model", "hash:8", "-o", other).code == 0
+    assert (
+        cli(
+            "encode", tmp_path / "q.jsonl", "--role", "query", "--model", "hash:8", "-o", other
+        ).code
+        == 0
+    )
     ran = cli("search", index, "--queries", other)
     assert (ran.code, ran.out) == (78, b"")
     assert "dim is 16 in " in ran.err
@@ -146,7 +173,9 @@ def test_what_does_not_compare_is_refused_with_both_recipes_named(cli, index, tm
     assert (ran.code, ran.out) == (78, b"")
     assert "role 'passage' (template 'passage: {text}')" in ran.err
     assert "--role passage" in ran.err
-    assert len(found(cli("search", index, "--queries", index, "--role", "passage", "-k", 1))) == len(TEXTS)
+    assert len(
+        found(cli("search", index, "--queries", index, "--role", "passage", "-k", 1))
+    ) == len(TEXTS)
     assert cli("search", index, "--also", other, "x").code == 78
 
 
@@ -173,10 +202,17 @@ def test_vectors_that_are_missing_or_not_finite_are_never_found(cli, index, tmp_
     vectors = table["embedding"].to_pylist()
     vectors[3], vectors[4] = None, [float("nan")] * 16
     column = pa.array(vectors, table.schema.field("embedding").type)
-    pq.write_table(table.set_column(4, table.schema.field("embedding"), column), tmp_path / "holes.parquet")
+    pq.write_table(
+        table.set_column(4, table.schema.field("embedding"), column), tmp_path / "holes.parquet"
+    )
     rows = [hit["row"] for hit in found(cli("search", tmp_path / "holes.parquet", "x", "-k", 300))]
     assert sorted(rows) == [row for row in range(300) if row not in (3, 4)]
-    where = [hit["row"] for hit in found(cli("search", tmp_path / "holes.parquet", "x", "-k", 300, "--where", "n < 9"))]
+    where = [
+        hit["row"]
+        for hit in found(
+            cli("search", tmp_path / "holes.parquet", "x", "-k", 300, "--where", "n < 9")
+        )
+    ]
     assert sorted(where) == [0, 1, 2, 5, 6, 7, 8]
 
 
@@ -193,14 +229,34 @@ def test_an_index_without_columns_one_without_rows_and_no_queries(cli, index, tm
     assert found(cli("search", tmp_path / "empty", "x")) == []
     assert found(cli("search", index, "--queries", nothing)) == []
     queries = tmp_path / "empty.query"
-    assert cli("encode", nothing, "--role", "query", "--model", "hash:16", "-o", queries, "--allow-empty").code == 0
+    assert (
+        cli(
+            "encode",
+            nothing,
+            "--role",
+            "query",
+            "--model",
+            "hash:16",
+            "-o",
+            queries,
+            "--allow-empty",
+        ).code
+        == 0
+    )
     assert found(cli("search", index, "--queries", queries)) == []
 
 
 def test_a_table_holds_on_to_its_width_and_to_the_text_as_it_is(cli, index, tmp_path, monkeypatch):
-    (tmp_path / "w.jsonl").write_text(json.dumps({"_id": "a\u202e", "text": "\x1b[31m" + "long " * 90}) + "\n")
+    (tmp_path / "w.jsonl").write_text(
+        json.dumps({"_id": "a\u202e", "text": "\x1b[31m" + "long " * 90}) + "\n"
+    )
     output = tmp_path / "w.parquet"
-    assert cli("encode", tmp_path / "w.jsonl", "--role", "passage", "--model", "hash:16", "-o", output).code == 0
+    assert (
+        cli(
+            "encode", tmp_path / "w.jsonl", "--role", "passage", "--model", "hash:16", "-o", output
+        ).code
+        == 0
+    )
     monkeypatch.setenv("COLUMNS", "60")
     lines = cli("search", output, "[b]x[/b]", "--table").lines
     assert lines[0] == "[b]x[/b]"
@@ -209,11 +265,16 @@ def test_a_table_holds_on_to_its_width_and_to_the_text_as_it_is(cli, index, tmp_
     assert "\\x1b[31mlong" in lines[2]
 
 
+@pytest.mark.torch
 def test_the_embedded_model_finds_what_people_would(cli, tmp_path):
     output = tmp_path / "o.parquet"
-    ran = cli("encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", output, "--dtype", "float32")
+    ran = cli(
+        "encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", output, "--dtype", "float32"
+    )
     assert ran.code == 0, ran.err
-    hits = found(cli("search", output, "where does aspirin come from", "-k", 2, "--columns", "title"))
+    hits = found(
+        cli("search", output, "where does aspirin come from", "-k", 2, "--columns", "title")
+    )
     assert hits[0]["record"] == {"title": "Willow bark"}
     assert hits[0]["score"] == pytest.approx(0.462, abs=0.001)
 
@@ -253,8 +314,12 @@ def test_an_index_of_two_gigabytes_is_searched_in_bounded_memory(tmp_path):
     index = tmp_path / "index.parquet"
     parts.write(index, schema, small.provenance, tables(), durable=False)
     assert index.stat().st_size > 1.5e9  # compressed; 2.0e9 in memory
-    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"text": f"query {i}"}) + "\n" for i in range(50)))
+    (tmp_path / "q.jsonl").write_text(
+        "".join(json.dumps({"text": f"query {i}"}) + "\n" for i in range(50))
+    )
     search = ["search", str(index), "--queries", str(tmp_path / "q.jsonl"), "-k", "10"]
-    done = subprocess.run([sys.executable, "-c", MEASURED, *search], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *search], capture_output=True, text=True, check=True
+    )
     assert len(done.stdout.splitlines()) == 500
     assert int(done.stderr.split()[-1]) < 1_000_000

@@ -23,7 +23,9 @@ from tests.conftest import run_process, start
 
 SCHEMA = parts.output_schema(pa.schema([("text", pa.string())]), 8, OutputOptions("x"))
 SPACE = Space("m", "", "", "", ("hash",), 8, True)
-COLUMN = ColumnProvenance(Recipe(SPACE, "query", "{text}", 8), TemplateSource("option"), "float32", ())
+COLUMN = ColumnProvenance(
+    Recipe(SPACE, "query", "{text}", 8), TemplateSource("option"), "float32", ()
+)
 PROVENANCE = Provenance({"embedding": COLUMN}, "0", {})
 
 
@@ -32,14 +34,18 @@ def some_table(rows=100):
     carried = pa.table({"text": [f"text {i}" for i in range(rows)]})
     vectors = rng.normal(size=(rows, 8)).astype(np.float32)
     hashes = np.frombuffer(rng.bytes(16 * rows), "V16")
-    columns = parts.EmbeddingColumns(vectors, hashes, np.arange(rows, dtype=np.int32), np.zeros(rows, bool))
+    columns = parts.EmbeddingColumns(
+        vectors, hashes, np.arange(rows, dtype=np.int32), np.zeros(rows, bool)
+    )
     return parts.assemble(carried, SCHEMA, parts.ColumnNames.of("embedding"), columns)
 
 
 def test_what_is_written_is_read(tmp_path):
     table = some_table()
     assert parts.write(tmp_path / "p", SCHEMA, PROVENANCE, [table, table.slice(0, 0), table]) == 200
-    assert pa.concat_tables(parts.read_row_groups(tmp_path / "p")).equals(pa.concat_tables([table, table]))
+    assert pa.concat_tables(parts.read_row_groups(tmp_path / "p")).equals(
+        pa.concat_tables([table, table])
+    )
     assert VectorFile(str(tmp_path / "p")).provenance == PROVENANCE
 
 
@@ -86,8 +92,12 @@ def test_what_reads_back_damaged_is_the_disks_fault_not_the_datas(tmp_path, monk
         content = path.read_bytes()
         group = pq.read_metadata(path).row_group(0)
         columns = [group.column(number) for number in range(group.num_columns)]
-        vectors = next(column for column in columns if column.path_in_schema.startswith("embedding.list"))
-        place = vectors.data_page_offset + vectors.total_compressed_size - 4  # within the page's own bytes
+        vectors = next(
+            column for column in columns if column.path_in_schema.startswith("embedding.list")
+        )
+        place = (
+            vectors.data_page_offset + vectors.total_compressed_size - 4
+        )  # within the page's own bytes
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         return rows
 
@@ -109,7 +119,16 @@ def test_one_run_at_a_time(tmp_path):
 def test_a_locked_output_is_code_75_at_once(cli, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     with staging.open_staging(tmp_path / "o", "t"):
-        ran = cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "-o", tmp_path / "o")
+        ran = cli(
+            "encode",
+            tmp_path / "a.jsonl",
+            "--role",
+            "query",
+            "--model",
+            "hash:8",
+            "-o",
+            tmp_path / "o",
+        )
     assert ran.code == 75
     assert "another run is writing it" in ran.err
 
@@ -120,7 +139,19 @@ def test_leavings_of_a_killed_run_are_cleared(cli, tmp_path):
     (leavings / "part-000007.parquet").write_text("half")
     (leavings / "embedcli-staging").touch()
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    assert cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "-o", tmp_path / "o").code == 0
+    assert (
+        cli(
+            "encode",
+            tmp_path / "a.jsonl",
+            "--role",
+            "query",
+            "--model",
+            "hash:8",
+            "-o",
+            tmp_path / "o",
+        ).code
+        == 0
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "o"]
     assert pq.read_table(tmp_path / "o").num_rows == 1
 
@@ -130,7 +161,19 @@ def test_a_planted_link_is_not_followed(cli, tmp_path):
     (tmp_path / "victim" / "precious").write_text("x")
     (tmp_path / ".o.embedcli").symlink_to(tmp_path / "victim")
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    assert cli("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", "-o", tmp_path / "o").code == 73
+    assert (
+        cli(
+            "encode",
+            tmp_path / "a.jsonl",
+            "--role",
+            "query",
+            "--model",
+            "hash:8",
+            "-o",
+            tmp_path / "o",
+        ).code
+        == 73
+    )
     assert (tmp_path / "victim" / "precious").exists()
 
 
@@ -140,7 +183,8 @@ def test_the_lock_is_not_inherited(tmp_path):
         held = [
             fd
             for fd in descriptors
-            if os.path.exists(f"/proc/self/fd/{fd}") and os.path.realpath(f"/proc/self/fd/{fd}") == str(stage.name)
+            if os.path.exists(f"/proc/self/fd/{fd}")
+            and os.path.realpath(f"/proc/self/fd/{fd}") == str(stage.name)
         ]
         assert len(held) == 2  # the one that is locked, and the one that workers are given
         assert all(fcntl.fcntl(fd, fcntl.F_GETFD) & fcntl.FD_CLOEXEC for fd in held)
@@ -151,7 +195,13 @@ def test_the_lock_is_not_inherited(tmp_path):
 def test_the_output_has_the_modes_that_a_shell_would_give_it(umask, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     ran = run_process(
-        "encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", preexec_fn=lambda: os.umask(umask)
+        "encode",
+        tmp_path / "a.jsonl",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        preexec_fn=lambda: os.umask(umask),
     )
     assert stat.S_IMODE(os.stat(ran.lines[-1]).st_mode) == 0o666 & ~umask
 
@@ -164,7 +214,9 @@ def big(tmp_path):
 
 
 def kill_at_random(big, output, number, seed, longest):
-    process = start("encode", big, "--role", "query", "--model", "hash:64", "-o", output, "--batch-tokens", 99)
+    process = start(
+        "encode", big, "--role", "query", "--model", "hash:64", "-o", output, "--batch-tokens", 99
+    )
     time.sleep(random.Random(seed).uniform(0.2, longest))
     process.send_signal(number)
     process.communicate()
@@ -176,17 +228,28 @@ def test_killed_at_any_moment_the_output_is_whole_or_not_there(earlier, big, tmp
     output = tmp_path / "out.parquet"
     old = tmp_path / "old.jsonl"
     old.write_text('{"text": "old"}\n')
-    before = run_process("encode", old, "--role", "query", "--model", "hash:64", "-o", output) if earlier else None
+    before = (
+        run_process("encode", old, "--role", "query", "--model", "hash:64", "-o", output)
+        if earlier
+        else None
+    )
     assert before is None or before.code == 0
     started = time.monotonic()
-    assert run_process("encode", big, "--role", "query", "--model", "hash:64", "-o", tmp_path / "whole").code == 0
+    assert (
+        run_process(
+            "encode", big, "--role", "query", "--model", "hash:64", "-o", tmp_path / "whole"
+        ).code
+        == 0
+    )
     longest = time.monotonic() - started
     sizes = set()
     for seed in range(12):
         kill_at_random(big, output, signal.SIGKILL, seed, longest)
         sizes.add(pq.read_table(output).num_rows if output.exists() else None)
     assert sizes <= {1 if earlier else None, 60_000}
-    assert run_process("encode", big, "--role", "query", "--model", "hash:64", "-o", output).code == 0
+    assert (
+        run_process("encode", big, "--role", "query", "--model", "hash:64", "-o", output).code == 0
+    )
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
@@ -213,13 +276,23 @@ def test_a_full_disk_is_code_74(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
     ran = run_process(
-        "encode", big, "--role", "query", "--model", "hash:64", "-o", tmp_path / "o", preexec_fn=small_files
+        "encode",
+        big,
+        "--role",
+        "query",
+        "--model",
+        "hash:64",
+        "-o",
+        tmp_path / "o",
+        preexec_fn=small_files,
     )
     assert ran.code == 74, ran.err
     assert "File too large" in ran.err
     assert str(tmp_path) in ran.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
     with open("/dev/full", "wb") as full:
-        ran = run_process("encode", big, "--role", "query", "--model", "hash:64", "-o", "-", stdout=full)
+        ran = run_process(
+            "encode", big, "--role", "query", "--model", "hash:64", "-o", "-", stdout=full
+        )
     assert ran.code == 74
     assert "No space left" in ran.err

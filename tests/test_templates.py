@@ -21,7 +21,10 @@ RENDERED = {
     ("intfloat/e5-base-v2", "clustering"): "query: T",
     ("intfloat/multilingual-e5-large-instruct", "query"): f"Instruct: {TASK}\nQuery: T",
     ("intfloat/multilingual-e5-large-instruct", "passage"): "T",
-    ("intfloat/multilingual-e5-large-instruct", "sts"): "Instruct: Retrieve semantically similar text.\nQuery: T",
+    (
+        "intfloat/multilingual-e5-large-instruct",
+        "sts",
+    ): "Instruct: Retrieve semantically similar text.\nQuery: T",
     ("intfloat/e5-mistral-7b-instruct", "query"): f"Instruct: {TASK}\nQuery: T",
     ("intfloat/e5-mistral-7b-instruct", "passage"): "T",
     **{(f"BAAI/bge-{size}-en-v1.5", "query"): f"{BGE}T" for size in E5},
@@ -37,7 +40,9 @@ def chosen(model, role, task=None, option=None, prompts=None):
 
 
 def rendered(template, text="T", **fields):
-    strings, faults = templates.render(template, [text], {name: [value] for name, value in fields.items()})
+    strings, faults = templates.render(
+        template, [text], {name: [value] for name, value in fields.items()}
+    )
     assert not faults
     return strings.strings[0]
 
@@ -73,7 +78,9 @@ def test_texts_are_never_interpreted(text, title):
 
 @given(st.text(min_size=1))
 def test_the_texts_place_in_the_string_is_known(text):
-    found, _ = templates.render(templates.parse("<{title}>{text}</s>", "query", "test"), [text], {"title": ["{text}"]})
+    found, _ = templates.render(
+        templates.parse("<{title}>{text}</s>", "query", "test"), [text], {"title": ["{text}"]}
+    )
     assert found.strings[0][found.starts[0] : found.stops[0]] == text
 
 
@@ -89,11 +96,16 @@ def test_a_missing_field_is_that_rows_fault():
     template = templates.parse("{title}: {text}", "passage", "test")
     found, faults = templates.render(template, ["a", "b", "c"], {"title": ["x", None, ["y"]]})
     assert found.strings[0] == "x: a"
-    assert {index: fault.code for index, fault in faults.items()} == {1: "field-missing", 2: "field-type"}
+    assert {index: fault.code for index, fault in faults.items()} == {
+        1: "field-missing",
+        2: "field-type",
+    }
 
 
 def test_a_string_option_wins_over_everything():
-    template = chosen("intfloat/e5-base-v2", "query", option="Q> {text}", prompts={"query": "other: "})
+    template = chosen(
+        "intfloat/e5-base-v2", "query", option="Q> {text}", prompts={"query": "other: "}
+    )
     assert rendered(template) == "Q> T"
     assert str(template.source) == "--template"
 

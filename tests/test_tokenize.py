@@ -1,4 +1,6 @@
-"""Tokens: the same as the tokenizer's own, and when a text is too long it is cut, never the template around it."""
+"""Tokens: the same as the tokenizer's own, and when a text is too long it is cut, never the
+template around it.
+"""
 
 from dataclasses import replace
 
@@ -39,7 +41,10 @@ def tokenizer_of(backend, max_length, **facts):
     files = ModelFiles("test", (), "", None, hash_dim=8)
     return Tokenizer(
         backend,
-        replace(read_spec(files, FamilyFacts(), ModelRequest(max_length=max_length)), facts=FamilyFacts(**facts)),
+        replace(
+            read_spec(files, FamilyFacts(), ModelRequest(max_length=max_length)),
+            facts=FamilyFacts(**facts),
+        ),
     )
 
 
@@ -88,7 +93,9 @@ def test_no_room_at_all_is_refused(backend):
 
 
 def test_an_end_token_is_appended_where_the_tokenizer_adds_none_and_not_twice(backend):
-    rendered, _ = templates.render(templates.parse("{text}", "query", "test"), ["", "the sea " * 9], {})
+    rendered, _ = templates.render(
+        templates.parse("{text}", "query", "test"), ["", "the sea " * 9], {}
+    )
     appended = tokenizer_of(backend, 8, end_token="[MASK]").encode(rendered)
     assert [(ids[0], ids[-1], len(ids)) for ids in listed(appended)] == [(2, 4, 3), (2, 4, 8)]
     assert tokenizer_of(backend, 8, end_token="[SEP]").after == [3]

@@ -1,4 +1,6 @@
-"""Reindex: an updated output is what a fresh one would be, and only new and changed texts are encoded for it."""
+"""Reindex: an updated output is what a fresh one would be, and only new and changed texts are
+encoded for it.
+"""
 
 import json
 import random
@@ -24,7 +26,10 @@ def write(path, rows):
 
 @pytest.fixture
 def rows():
-    return [{"id": i, "title": f"title {i}", "text": f"text number {i}, " + "words " * 10} for i in range(9_000)]
+    return [
+        {"id": i, "title": f"title {i}", "text": f"text number {i}, " + "words " * 10}
+        for i in range(9_000)
+    ]
 
 
 @pytest.fixture(params=["out.parquet", "out/"])
@@ -53,7 +58,9 @@ def test_nothing_changed(check, rows, output):
     before = content(output)
     done, ran = check(rows, output)
     assert done == (9_000, 0, 0, 0)
-    assert "9,000 unchanged, 0 embedded, 0 removed, 0 rejected; the output stays as it is" in ran.err
+    assert (
+        "9,000 unchanged, 0 embedded, 0 removed, 0 rejected; the output stays as it is" in ran.err
+    )
     assert content(output) == before
 
 
@@ -141,13 +148,18 @@ def test_rejected_rows_are_counted(cli, rows, output, tmp_path):
     assert not (tmp_path / "r.jsonl").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--role", "query"), ("--max-length", "9"), ("--dtype", "float16")])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--role", "query"), ("--max-length", "9"), ("--dtype", "float16")]
+)
 def test_another_recipe_is_refused(option, value, cli, rows, output, tmp_path):
     corpus = write(tmp_path / "c.jsonl", rows[:50])
     encode(cli, corpus, output)
     before = content(output)
     ran, _ = encode(cli, corpus, output, "--update", option, value)
-    assert (ran.code, f"{value!r} requested" in ran.err or f"{value} requested" in ran.err) == (78, True)
+    assert (ran.code, f"{value!r} requested" in ran.err or f"{value} requested" in ran.err) == (
+        78,
+        True,
+    )
     assert "--overwrite" in ran.err
     assert content(output) == before
 
@@ -183,10 +195,21 @@ def test_somebody_elses_folder_is_left_alone(cli, tmp_path):
 def test_with_nothing_to_encode_no_torch_is_imported(tmp_path):
     output, corpus = tmp_path / "o.parquet", tmp_path / "corpus.jsonl"
     corpus.write_bytes((SAMPLE / "corpus.jsonl").read_bytes())
-    arguments = ["encode", str(corpus), "--role", "passage", "-o", str(output), "--update", "--quiet"]
+    arguments = [
+        "encode",
+        str(corpus),
+        "--role",
+        "passage",
+        "-o",
+        str(output),
+        "--update",
+        "--quiet",
+    ]
     code = f"import embedcli.cli, sys\ntry: embedcli.cli.app({arguments!r})\nexcept SystemExit as end: print(end.code, 'torch' in sys.modules)"
     said = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     assert [text.split()[-2:] for text in said] == [["0", "True"], ["0", "False"]]

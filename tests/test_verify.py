@@ -19,7 +19,9 @@ TEXTS = [f"text number {i}" for i in range(60)]
 
 @pytest.fixture
 def output(cli, tmp_path):
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS)))
+    (tmp_path / "c.jsonl").write_text(
+        "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in enumerate(TEXTS))
+    )
     assert cli("encode", tmp_path / "c.jsonl", "--role", "passage", "--model", "hash:16").code == 0
     return tmp_path / "c.passage.parquet"
 
@@ -46,12 +48,24 @@ def with_vector(table, row, vector):
     vectors = table["embedding"].to_pylist()
     vectors[row] = vector
     at = table.column_names.index("embedding")
-    return table.set_column(at, table.schema.field(at), pa.array(vectors, table.schema.field(at).type))
+    return table.set_column(
+        at, table.schema.field(at), pa.array(vectors, table.schema.field(at).type)
+    )
 
 
 def test_what_encode_wrote_is_good(cli, output, tmp_path):
     assert (
-        cli("encode", tmp_path / "c.jsonl", "--role", "passage", "--model", "hash:16", "-o", f"{tmp_path}/d/").code == 0
+        cli(
+            "encode",
+            tmp_path / "c.jsonl",
+            "--role",
+            "passage",
+            "--model",
+            "hash:16",
+            "-o",
+            f"{tmp_path}/d/",
+        ).code
+        == 0
     )
     for path in (output, tmp_path / "d"):
         good, checks = verify(cli, path)
@@ -67,7 +81,17 @@ def test_every_flipped_bit_is_found(cli, output, tmp_path, directory):
     if directory:
         folder = tmp_path / "d"
         assert (
-            cli("encode", tmp_path / "c.jsonl", "--role", "passage", "--model", "hash:16", "-o", f"{folder}/").code == 0
+            cli(
+                "encode",
+                tmp_path / "c.jsonl",
+                "--role",
+                "passage",
+                "--model",
+                "hash:16",
+                "-o",
+                f"{folder}/",
+            ).code
+            == 0
         )
         files, path = sorted(folder.iterdir()), folder
     else:
@@ -95,9 +119,14 @@ def test_a_file_cut_short_and_an_emptied_one_are_found(output):
 
 def test_a_part_that_is_missing_or_another_is_found(cli, output, tmp_path):
     corpus = tmp_path / "big.jsonl"
-    corpus.write_text("".join(json.dumps({"id": i, "text": f"{i} " + "word " * 60}) + "\n" for i in range(5000)))
+    corpus.write_text(
+        "".join(json.dumps({"id": i, "text": f"{i} " + "word " * 60}) + "\n" for i in range(5000))
+    )
     folder = tmp_path / "d"
-    assert cli("encode", corpus, "--role", "passage", "--model", "hash:8", "-o", f"{folder}/").code == 0
+    assert (
+        cli("encode", corpus, "--role", "passage", "--model", "hash:8", "-o", f"{folder}/").code
+        == 0
+    )
     parts = sorted(folder.glob("part-*"))
     assert len(parts) > 1
     parts[0].rename(tmp_path / "away")
@@ -107,7 +136,9 @@ def test_a_part_that_is_missing_or_another_is_found(cli, output, tmp_path):
     assert not verify(cli, folder, "--corpus", corpus, "--sample", "0")[0]
 
 
-def test_one_replaced_text_one_zeroed_vector_and_one_of_another_model_are_found(cli, output, tmp_path):
+def test_one_replaced_text_one_zeroed_vector_and_one_of_another_model_are_found(
+    cli, output, tmp_path
+):
     table = pq.read_table(output)
     texts = table["text"].to_pylist()
     texts[17] = "another text"
@@ -118,7 +149,9 @@ def test_one_replaced_text_one_zeroed_vector_and_one_of_another_model_are_found(
     good, checks = verify(cli, changed)
     assert (good, checks["vectors"]["rows"], checks["vectors again"]["rows"]) == (False, [23], [23])
     foreign = np.random.default_rng(0).normal(size=16)
-    changed = rewritten(output, with_vector(table, 42, (foreign / np.linalg.norm(foreign)).tolist()))
+    changed = rewritten(
+        output, with_vector(table, 42, (foreign / np.linalg.norm(foreign)).tolist())
+    )
     good, checks = verify(cli, changed, "--sample", "all")
     assert (good, checks["vectors"]["good"], checks["vectors again"]["rows"]) == (False, True, [42])
     changed = rewritten(output, with_vector(table, 5, None))
@@ -150,15 +183,28 @@ def test_texts_that_are_not_carried_come_from_the_corpus(cli, tmp_path, output):
 
 def test_a_sample_by_the_plainest_path_shows_what_half_precision_costs(cli, tmp_path, tiny_bert):
     corpus = tmp_path / "c.jsonl"
-    corpus.write_text("".join(json.dumps({"title": f"t{i}", "text": text}) + "\n" for i, text in enumerate(TEXTS)))
+    corpus.write_text(
+        "".join(json.dumps({"title": f"t{i}", "text": text}) + "\n" for i, text in enumerate(TEXTS))
+    )
     for dtype in ("float32", "bfloat16"):
         output = tmp_path / f"{dtype}.parquet"
-        options = ("--role", "passage", "--model", tiny_bert, "--template", "{title}: {text}", "--dtype", dtype)
+        options = (
+            "--role",
+            "passage",
+            "--model",
+            tiny_bert,
+            "--template",
+            "{title}: {text}",
+            "--dtype",
+            dtype,
+        )
         assert cli("encode", corpus, *options, "-o", output).code == 0
         good, checks = verify(cli, output, "--sample", "20", "--model", tiny_bert)
         assert good, checks
         assert checks["vectors again"]["result"].startswith("20 rows encoded again")
-        strict = verify(cli, output, "--sample", "20", "--model", tiny_bert, "--least-cosine", "0.999999")[0]
+        strict = verify(
+            cli, output, "--sample", "20", "--model", tiny_bert, "--least-cosine", "0.999999"
+        )[0]
         assert strict is (dtype == "float32")
 
 
@@ -176,15 +222,22 @@ def test_an_empty_output_is_good_and_stale_once_the_corpus_is_not(cli, tmp_path,
 
 def test_bad_input_is_named(cli, tmp_path, output):
     (tmp_path / "x").write_text("no vectors")
-    for args, code in (((tmp_path / "none",), 66), ((tmp_path / "x",), 65), ((output, "--sample", "many"), 2)):
+    for args, code in (
+        ((tmp_path / "none",), 66),
+        ((tmp_path / "x",), 65),
+        ((output, "--sample", "many"), 2),
+    ):
         ran = cli("verify", *args)
         assert ran.code == code, ran.err
         assert "Traceback" not in ran.err
 
 
+@pytest.mark.torch
 def test_the_embedded_models_vectors_are_what_it_gives(cli, tmp_path):
     output = tmp_path / "o.parquet"
-    ran = cli("encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", output, "--dtype", "float32")
+    ran = cli(
+        "encode", SAMPLE / "corpus.jsonl", "--role", "passage", "-o", output, "--dtype", "float32"
+    )
     assert ran.code == 0, ran.err
     ran = cli("verify", output, "--sample", "20")
     assert ran.code == 0

@@ -38,7 +38,9 @@ ODD_TEXTS = [
 
 
 def wordpiece(path: Path, max_length: int) -> None:
-    """Train and save a BERT tokenizer; characters are its last resort, so nothing is unknown but other scripts."""
+    """Train and save a BERT tokenizer; characters are its last resort, so nothing is unknown but
+    other scripts.
+    """
     import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -47,10 +49,14 @@ def wordpiece(path: Path, max_length: int) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     alphabet = [chr(code) for code in range(33, 127)]
-    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet
+    )
     tokenizer.train_from_iterator([WORDS] * 3, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     names = dict(zip(("pad", "unk", "cls", "sep", "mask"), special, strict=True))
     wrapped = transformers.PreTrainedTokenizerFast(
@@ -61,7 +67,13 @@ def wordpiece(path: Path, max_length: int) -> None:
     wrapped.save_pretrained(path)
 
 
-def bert(path: Path, pooling: str | Sequence[str] = "mean", seed: int = 0, positions: int = 64, **layout: Any) -> Path:
+def bert(
+    path: Path,
+    pooling: str | Sequence[str] = "mean",
+    seed: int = 0,
+    positions: int = 64,
+    **layout: Any,
+) -> Path:
     """A BERT of 2 layers and 32 dimensions. `layout` goes to `sentence_layout`."""
     import torch
     import transformers
@@ -93,12 +105,22 @@ def sentence_layout(
     prompts: Mapping[str, str] | None = None,
     max_length: int | None = 48,
 ) -> None:
-    """Write modules.json and the module configs as sentence-transformers does, up to version 5 or from 6 on."""
+    """Write modules.json and the module configs as sentence-transformers does, up to version 5 or
+    from 6 on.
+    """
     modes = [pooling] if isinstance(pooling, str) else list(pooling)
-    names = {5: "sentence_transformers.models", 6: "sentence_transformers.sentence_transformer.modules"}
+    names = {
+        5: "sentence_transformers.models",
+        6: "sentence_transformers.sentence_transformer.modules",
+    }
     base = names[generation]
     kinds = [
-        ("", f"{base}.Transformer" if generation == 5 else "sentence_transformers.base.modules.transformer.Transformer")
+        (
+            "",
+            f"{base}.Transformer"
+            if generation == 5
+            else "sentence_transformers.base.modules.transformer.Transformer",
+        )
     ]
     kinds.append(("1_Pooling", f"{base}.Pooling" if generation == 5 else f"{base}.pooling.Pooling"))
     if generation == 5:
@@ -114,30 +136,53 @@ def sentence_layout(
     width = hidden * len(modes)
     for index, (size, activation) in enumerate(dense, start=2):
         folder = f"{index}_Dense"
-        kinds.append((folder, f"{base}.Dense" if generation == 5 else "sentence_transformers.base.modules.dense.Dense"))
+        kinds.append(
+            (
+                folder,
+                f"{base}.Dense"
+                if generation == 5
+                else "sentence_transformers.base.modules.dense.Dense",
+            )
+        )
         _dense(path / folder, width, size, activation)
         width = size
     if normalize:
         kinds.append(
             (
                 f"{len(kinds)}_Normalize",
-                f"{base}.Normalize" if generation == 5 else "sentence_transformers.base.modules.normalize.Normalize",
+                f"{base}.Normalize"
+                if generation == 5
+                else "sentence_transformers.base.modules.normalize.Normalize",
             )
         )
         (path / kinds[-1][0]).mkdir(exist_ok=True)
-    modules = [{"idx": i, "name": str(i), "path": folder, "type": kind} for i, (folder, kind) in enumerate(kinds)]
+    modules = [
+        {"idx": i, "name": str(i), "path": folder, "type": kind}
+        for i, (folder, kind) in enumerate(kinds)
+    ]
     write_json(path / "modules.json", modules)
     if max_length is not None:
-        write_json(path / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+        write_json(
+            path / "sentence_bert_config.json",
+            {"max_seq_length": max_length, "do_lower_case": False},
+        )
     if prompts is not None:
-        write_json(path / "config_sentence_transformers.json", {"prompts": dict(prompts), "default_prompt_name": None})
+        write_json(
+            path / "config_sentence_transformers.json",
+            {"prompts": dict(prompts), "default_prompt_name": None},
+        )
 
 
 def _dense(path: Path, width: int, size: int, activation: str) -> None:
     import safetensors.torch
     import torch
 
-    config = {"in_features": width, "out_features": size, "bias": True, "activation_function": activation}
+    config = {
+        "in_features": width,
+        "out_features": size,
+        "bias": True,
+        "activation_function": activation,
+    }
     write_json(path / "config.json", config)
     weights = {"linear.weight": torch.randn(size, width), "linear.bias": torch.randn(size)}
     safetensors.torch.save_file(weights, path / "model.safetensors")
@@ -149,11 +194,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def byte_pairs(
-    path: Path, before: Sequence[str] = (), after: Sequence[str] = (), side: str = "right", **tokens: str
+    path: Path,
+    before: Sequence[str] = (),
+    after: Sequence[str] = (),
+    side: str = "right",
+    **tokens: str,
 ) -> None:
     """Train and save a byte-level tokenizer that puts `before` and `after` around texts.
 
-    All tokenizers of a text have the same ids, whatever they put around it; `tokens` are names such as eos_token.
+    All tokenizers of a text have the same ids, whatever they put around it; `tokens` are names such
+    as eos_token.
     """
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -171,7 +221,13 @@ def byte_pairs(
         single = " ".join([*before, "$A", *after])
         used = [(token, tokenizer.token_to_id(token)) for token in dict.fromkeys([*before, *after])]
         tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=used)
-    named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **tokens}
+    named = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "unk_token": "<unk>",
+        **tokens,
+    }
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=LENGTH, padding_side=side, **named
     ).save_pretrained(path)
@@ -196,7 +252,9 @@ def model(
     layout: Mapping[str, Any] | None = None,
     **config: Any,
 ) -> Path:
-    """A random model of a native class by its config's name, such as `Mistral`, with a byte-level tokenizer."""
+    """A random model of a native class by its config's name, such as `Mistral`, with a byte-level
+    tokenizer.
+    """
     import torch
     import transformers
 
@@ -207,7 +265,12 @@ def model(
     names = {"T5": "T5EncoderModel", "Gemma3Text": "Gemma3TextModel"}
     cls = getattr(transformers, names.get(kind, f"{kind}Model"))
     built = cls(
-        made, **({"add_pooling_layer": False} if "add_pooling_layer" in cls.__init__.__code__.co_varnames else {})
+        made,
+        **(
+            {"add_pooling_layer": False}
+            if "add_pooling_layer" in cls.__init__.__code__.co_varnames
+            else {}
+        ),
     )
     with torch.no_grad():
         for parameter in built.parameters():  # norms too, so that a forgotten one shows

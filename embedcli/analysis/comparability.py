@@ -15,14 +15,19 @@ def check_comparable(file: VectorFile, other: VectorFile) -> None:
 
 
 def query_role(index: VectorFile, role: str | None) -> str:
-    """Return the role of texts that are to find an index's: queries for passages; a symmetric role finds its own."""
+    """Return the role of texts that are to find an index's: queries for passages; a symmetric role
+    finds its own.
+    """
     if role is not None:
         return main_name(role)
     return "query" if index.role == "passage" else index.role
 
 
 def check_roles(index: VectorFile, queries: VectorFile, role: str) -> None:
-    """See that queries were encoded in the role that is meant. Raises ConfigurationError that names both recipes."""
+    """See that queries were encoded in the role that is meant.
+
+    Raises ConfigurationError that names both recipes.
+    """
     if queries.role == role:
         return
     raise ConfigurationError(

@@ -27,9 +27,10 @@ _PERCENTILES = {"p1": 1, "p5": 5, "median": 50, "p95": 95}
 class Comparison:
     """What two files have in common.
 
-    differing: the fields of their recipes that differ, with both values. rows: in the first, the second, both, and
-    those in one only. cosines: of the same row in both, over `compared` rows; None where the dimensions differ.
-    overlap: how many of a row's 10 nearest among the common rows are the same ones, on average over `asked` rows.
+    differing: the fields of their recipes that differ, with both values. rows: in the first, the
+    second, both, and those in one only. cosines: of the same row in both, over `compared` rows;
+    None where the dimensions differ. overlap: how many of a row's 10 nearest among the common rows
+    are the same ones, on average over `asked` rows.
     """
 
     key: str
@@ -55,7 +56,9 @@ def compare(first: VectorFile, second: VectorFile, key: str | None = None) -> Co
     key = key or _common_key(first, second)
     first_keys, first_rows = _read_keys(first, key)
     second_keys, second_rows = _read_keys(second, key)
-    _, at_first, at_second = np.intersect1d(first_keys, second_keys, assume_unique=True, return_indices=True)
+    _, at_first, at_second = np.intersect1d(
+        first_keys, second_keys, assume_unique=True, return_indices=True
+    )
     pairs = np.stack([first_rows[at_first], second_rows[at_second]], axis=1)  # [common rows, 2]
     pairs = pairs[np.argsort(pairs[:, 0])]
     compared = sample(len(pairs), _COMPARED_ROWS)
@@ -97,7 +100,9 @@ def _read_keys(file: VectorFile, key: str) -> tuple[npt.NDArray[Any], Numbers]:
     # The hash column is called after the vector column, which may have another name in each file.
     name = file.names.hash if key.endswith("_hash") and key not in file.columns else key
     if name not in file.columns:
-        raise DataError(f"{file.path}: no column {name!r}", f"its columns: {', '.join(file.columns)}")
+        raise DataError(
+            f"{file.path}: no column {name!r}", f"its columns: {', '.join(file.columns)}"
+        )
     values: npt.NDArray[Any]
     if name == file.names.hash:
         values = reuse.hash_prefixes(file.hashes())
@@ -119,7 +124,9 @@ def _differences(first: ColumnProvenance, second: ColumnProvenance) -> Differenc
     return {**second.recipe.differences(first.recipe), **differing}
 
 
-def _agreement(first: VectorFile, second: VectorFile, pairs: Numbers) -> tuple[dict[str, float] | None, int]:
+def _agreement(
+    first: VectorFile, second: VectorFile, pairs: Numbers
+) -> tuple[dict[str, float] | None, int]:
     """Return how the same rows' vectors agree, and how many are the same numbers."""
     if first.dim != second.dim or not len(pairs):
         return None, 0

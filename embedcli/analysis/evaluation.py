@@ -1,4 +1,6 @@
-"""How well vectors find what people judged relevant: encode what isn't, rank exactly, measure, compare runs."""
+"""How well vectors find what people judged relevant: encode what isn't, rank exactly, measure,
+compare runs.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,8 +64,9 @@ class Setup:
 class Evaluation:
     """What a setup is worth.
 
-    values: each measure's for each query of `ids`; best: the first documents of each ranking. speed: passages encoded a
-    second, loading left out; None where their vectors were there. bytes: of the passages' vectors on disk.
+    values: each measure's for each query of `ids`; best: the first documents of each ranking.
+    speed: passages encoded a second, loading left out; None where their vectors were there. bytes:
+    of the passages' vectors on disk.
     """
 
     name: str
@@ -123,7 +126,9 @@ class RunValues:
         if absent:
             raise DataError(f"{path}: no column {absent[0]!r}: not what --per-query writes")
         rows = {str(query): row for row, query in enumerate(columns["query_id"])}
-        return cls(path, rows, {name: np.array(columns[name], np.float64) for name in metrics.MEASURES})
+        return cls(
+            path, rows, {name: np.array(columns[name], np.float64) for name in metrics.MEASURES}
+        )
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,10 @@ class RunDifference:
 
 
 def compare_runs(ours: RunValues, theirs: RunValues) -> RunDifference:
-    """Subtract another run's measures from ours, over the queries of both. Raises DataError where there are none."""
+    """Subtract another run's measures from ours, over the queries of both.
+
+    Raises DataError where there are none.
+    """
     common = [query for query in ours.rows if query in theirs.rows]
     if not common:
         raise DataError(f"{theirs.name}: no query is in both runs")
@@ -156,7 +164,9 @@ def compare_runs(ours: RunValues, theirs: RunValues) -> RunDifference:
 class Evaluator:
     """Evaluates setups on data: encodes what isn't encoded into `folder`."""
 
-    def __init__(self, data: Data, run: RunOptions, folder: Path, listener: ProgressListener) -> None:
+    def __init__(
+        self, data: Data, run: RunOptions, folder: Path, listener: ProgressListener
+    ) -> None:
         self.data = data
         self._run = run
         self._folder = folder
@@ -169,10 +179,15 @@ class Evaluator:
         queries, ids, template = self._queries(setup, corpus)
         judged = [(row, query) for row, query in enumerate(ids) if query in data.judged]
         if not judged:
-            raise DataError(f"none of the {len(ids):,} queries of {data.queries} is judged", "are the ids the same?")
+            raise DataError(
+                f"none of the {len(ids):,} queries of {data.queries} is judged",
+                "are the ids the same?",
+            )
         absent = len(data.judged.keys() - set(ids))
         if absent:
-            self._listener.warn(f"{absent:,} judged queries are not in {data.queries}: they are left out")
+            self._listener.warn(
+                f"{absent:,} judged queries are not in {data.queries}: they are left out"
+            )
         self._listener.stage("ranking")
         rows = np.array([row for row, _ in judged])
         names = [query for _, query in judged]
@@ -188,7 +203,10 @@ class Evaluator:
             speed=speed,
             ids=names,
             texts=[queries.texts[row] for row in rows],
-            values={name: np.array([values[query][name] for query in names]) for name in metrics.MEASURES},
+            values={
+                name: np.array([values[query][name] for query in names])
+                for name in metrics.MEASURES
+            },
             best=[[document for document, _ in rankings[query][:_BEST_SHOWN]] for query in names],
         )
 
@@ -206,13 +224,17 @@ class Evaluator:
             if open_if_ours(self.data.corpus) is not None:  # its own recipe decides
                 setup = replace(setup, like=corpus.path)
             stored, _ = self._encode(self.data.queries, setup.resolve("query"))
-        encoder = QueryEncoder(corpus, setup.queries, "query", self._run, InputOptions(self.data.text_column))
+        encoder = QueryEncoder(
+            corpus, setup.queries, "query", self._run, InputOptions(self.data.text_column)
+        )
         queries = encoder.take_vectors(stored)
         column = self._id_column(stored)
         return queries, [str(row[column]) for row in queries.rows], stored.recipe.template
 
     def _encode(self, path: str, model: ResolvedModel) -> tuple[VectorFile, float | None]:
-        """Return a file of vectors in the folder, and how many rows a second; a kept one is brought up to date."""
+        """Return a file of vectors in the folder, and how many rows a second; a kept one is brought
+        up to date.
+        """
         for warning in model.warnings:
             self._listener.warn(warning)
         output = self._folder / f"{model.template.role}.{model.recipe.id}.parquet"
@@ -236,16 +258,25 @@ class Evaluator:
             if name in file.columns:
                 return name
         known = ", ".join(file.carried) or "none"
-        raise DataError(f"{file.path}: no column {names[0]!r} that says the ids", f"--id-column; its columns: {known}")
+        raise DataError(
+            f"{file.path}: no column {names[0]!r} that says the ids",
+            f"--id-column; its columns: {known}",
+        )
 
-    def _rank(self, corpus: VectorFile, queries: Vectors, names: Sequence[str]) -> dict[str, list[tuple[str, float]]]:
-        """Return for each query the documents, best first, by id; one of several rows counts by its best."""
+    def _rank(
+        self, corpus: VectorFile, queries: Vectors, names: Sequence[str]
+    ) -> dict[str, list[tuple[str, float]]]:
+        """Return for each query the documents, best first, by id; one of several rows counts by its
+        best.
+        """
         column = self._id_column(corpus)
         blocks = ((block.rows, block.vectors) for block in corpus.blocks())
         scores, numbers = nearest(queries, blocks, metrics.CUTOFF)
         records = corpus.take(np.unique(numbers).tolist(), [column])
         rankings = {}
-        for query, query_scores, query_numbers in zip(names, scores.tolist(), numbers.tolist(), strict=True):
+        for query, query_scores, query_numbers in zip(
+            names, scores.tolist(), numbers.tolist(), strict=True
+        ):
             ranking: dict[str, float] = {}
             for score, number in zip(query_scores, query_numbers, strict=True):
                 ranking.setdefault(str(records[number][column]), score)
@@ -266,4 +297,7 @@ def check_ablation(setup: Setup) -> None:
     """See that there is a template to leave out. Raises UsageError."""
     templates = [setup.resolve("passage").template, setup.resolve("query").template]
     if all(template.string == BARE_TEMPLATE for template in templates):
-        raise UsageError("--ablate template: this model has no instruction in either role", "--template names a family")
+        raise UsageError(
+            "--ablate template: this model has no instruction in either role",
+            "--template names a family",
+        )

@@ -1,4 +1,7 @@
-"""What a file of vectors is like: provenance, columns, norms, tokens, duplicates. Reads it once, block by block."""
+"""What a file of vectors is like: provenance, columns, norms, tokens, duplicates.
+
+Reads it once, block by block.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,8 +19,8 @@ _PERCENTILES = (50, 90, 99)
 class Inspection:
     """What a file of vectors is like; None where the file can't tell.
 
-    `zero` and `non_finite` count vectors, `duplicates` rows whose rendered text came before; `norm_*` are over finite
-    vectors; `tokens` holds min, mean, max, total and percentiles.
+    `zero` and `non_finite` count vectors, `duplicates` rows whose rendered text came before;
+    `norm_*` are over finite vectors; `tokens` holds min, mean, max, total and percentiles.
     """
 
     file: str
@@ -40,7 +43,11 @@ class Inspection:
     @property
     def made(self) -> ColumnProvenance | None:
         """How the vectors were made, if the file says it."""
-        return self.provenance.columns.get(self.embedding_column) if self.provenance is not None else None
+        return (
+            self.provenance.columns.get(self.embedding_column)
+            if self.provenance is not None
+            else None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it."""

@@ -1,4 +1,5 @@
-"""How good rankings are: judgments, the usual measures, their uncertainty, and whether two runs differ.
+"""How good rankings are: judgments, the usual measures, their uncertainty, and whether two runs
+differ.
 
 The measures are trec_eval's, through ir-measures; resampling is scipy's.
 """
@@ -34,7 +35,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """One run's mean less another's over the same queries; its 95 % interval; p of a paired permutation test."""
+    """One run's mean less another's over the same queries; its 95 % interval; p of a paired
+    permutation test.
+    """
 
     mean: float
     low: float
@@ -48,11 +51,11 @@ def check_library() -> None:
 
 
 def read_judgments(path: str) -> dict[str, dict[str, int]]:
-    """Read for each query the documents judged and how relevant they are: BEIR's three columns with a header, or TREC's
-    four.
+    """Read for each query the documents judged and how relevant they are: BEIR's three columns with
+    a header, or TREC's four.
 
-    Queries without a relevant document are left out. Raises InputMissingError, DataError naming the line that is
-    neither.
+    Queries without a relevant document are left out. Raises InputMissingError, DataError naming the
+    line that is neither.
     """
     try:
         content = Path(path).read_bytes().decode("utf-8-sig")
@@ -72,7 +75,9 @@ def read_judgments(path: str) -> dict[str, dict[str, int]]:
             )
         query, document = parts[0], parts[-2]
         judged.setdefault(query, {})[document] = int(float(parts[-1]))
-    relevant = {query: documents for query, documents in judged.items() if max(documents.values()) > 0}
+    relevant = {
+        query: documents for query, documents in judged.items() if max(documents.values()) > 0
+    }
     if not relevant:
         raise DataError(f"{path}: no query has a relevant document")
     return relevant
@@ -86,7 +91,10 @@ def _is_whole_number(value: str) -> bool:
 
 
 def measure(run: Run, judged: Judged) -> dict[str, dict[str, float]]:
-    """Return each measure's value for each judged query, zeros where it has no results. Documents come best first."""
+    """Return each measure's value for each judged query, zeros where it has no results.
+
+    Documents come best first.
+    """
     ir_measures = _library()
     names = {ir_measures.parse_measure(theirs): ours for ours, theirs in MEASURES.items()}
     judgments = {query: dict(documents) for query, documents in judged.items()}
@@ -106,7 +114,9 @@ def _library() -> Any:
         import ir_measures
         import scipy.stats  # noqa: F401 - for what follows
     except ImportError:
-        raise ConfigurationError("eval needs the package ir-measures", "pip install 'embedcli[eval]'") from None
+        raise ConfigurationError(
+            "eval needs the package ir-measures", "pip install 'embedcli[eval]'"
+        ) from None
     return ir_measures
 
 
@@ -134,7 +144,9 @@ def difference(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -
 
 
 def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Return the interval by resampling the queries; the seed is fixed, so that equal runs say the same."""
+    """Return the interval by resampling the queries; the seed is fixed, so that equal runs say the
+    same.
+    """
     from scipy import stats
 
     if len(values) < 2 or np.ptp(values) == 0:

@@ -31,7 +31,8 @@ _PANEL = 4.6
 def check_name(path: str) -> None:
     """See that a picture can be drawn under the name, before a model is loaded.
 
-    Raises UsageError; OutputError, AccessError where its folder can't take it; ConfigurationError without matplotlib.
+    Raises UsageError; OutputError, AccessError where its folder can't take it; ConfigurationError
+    without matplotlib.
     """
     if Path(path).suffix not in FORMATS:
         raise UsageError(f"--plot {path}: a picture ends in {', '.join(FORMATS)}")
@@ -39,11 +40,16 @@ def check_name(path: str) -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise ConfigurationError("--plot needs the package matplotlib", "pip install 'embedcli[plot]'") from None
+        raise ConfigurationError(
+            "--plot needs the package matplotlib", "pip install 'embedcli[plot]'"
+        ) from None
 
 
 def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str) -> None:
-    """Draw a column for each view: the table of cosines where it is small, and the projection. Raises StorageError."""
+    """Draw a column for each view: the table of cosines where it is small, and the projection.
+
+    Raises StorageError.
+    """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -82,7 +88,9 @@ def _table(panel: Any, probed: Probed, view: View) -> None:
     size = 9 if len(names) <= 8 else 6
     for (row, column), value in np.ndenumerate(view.cosines):
         shade = "white" if value > 0.6 else "black"
-        panel.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=shade)
+        panel.text(
+            column, row, f"{value:.2f}", ha="center", va="center", fontsize=size, color=shade
+        )
     panel.set_xlabel("cosine", fontsize=8)
 
 
@@ -92,17 +100,27 @@ def _projection(panel: Any, probed: Probed, view: View, widest: float) -> None:
     kinds = probed.labels or ["text"] * len(probed.texts)
     for at, kind in enumerate(dict.fromkeys(kinds)):
         own = np.array([label == kind for label in kinds])
-        style = {"color": _COLOURS[at % len(_COLOURS)], "marker": _MARKERS[at % len(_MARKERS)], "s": 22}
-        panel.scatter(*view.places[own].T, label=textwrap.shorten(kind, 30), alpha=0.85, linewidths=0, **style)
+        style = {
+            "color": _COLOURS[at % len(_COLOURS)],
+            "marker": _MARKERS[at % len(_MARKERS)],
+            "s": 22,
+        }
+        panel.scatter(
+            *view.places[own].T, label=textwrap.shorten(kind, 30), alpha=0.85, linewidths=0, **style
+        )
     if len(probed.texts) <= _MOST_NAMED and not probed.pairs:
         for text, place in zip(probed.texts, view.places, strict=True):
             name = textwrap.shorten(text, 24, placeholder="…")
             # Towards the middle: beyond the frame names would be cut.
             side, step = ("right", -5) if place[0] > widest / 2 else ("left", 5)
-            panel.annotate(name, place, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side)
+            panel.annotate(
+                name, place, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side
+            )
     panel.axhline(0, color="0.9", linewidth=0.6, zorder=0)
     panel.axvline(0, color="0.9", linewidth=0.6, zorder=0)
-    panel.set_xlabel(f"direction 1: {view.shares[0]:.0%} of the variance\n{_caption(probed, view)}", fontsize=8)
+    panel.set_xlabel(
+        f"direction 1: {view.shares[0]:.0%} of the variance\n{_caption(probed, view)}", fontsize=8
+    )
     panel.set_ylabel(f"direction 2: {view.shares[1]:.0%} of the variance", fontsize=8)
     panel.tick_params(labelsize=7)
     panel.margins(0.15)

@@ -23,7 +23,10 @@ BARE = "no instruction"
 
 @dataclass(frozen=True)
 class Probed:
-    """Texts to look at. labels: what each is, if that is known; pairs: the numbers of texts that mean the same."""
+    """Texts to look at.
+
+    labels: what each is, if that is known; pairs: the numbers of texts that mean the same.
+    """
 
     texts: list[str]
     labels: list[str] = field(default_factory=list)
@@ -34,10 +37,11 @@ class Probed:
 class View:
     """The texts under one instruction.
 
-    cosines: [n, n]; places: [n, 2], the vectors less their mean, projected on their two leading singular directions;
-    shares: of the variance, for these two. moved: [n], 1 - the cosine with the same text's vector without instruction.
-    partners: of each side's texts, the share whose nearest on the other side is the partner; None without pairs.
-    same_label: the share of texts whose nearest other has the same label; None without labels.
+    cosines: [n, n]; places: [n, 2], the vectors less their mean, projected on their two leading
+    singular directions; shares: of the variance, for these two. moved: [n], 1 - the cosine with the
+    same text's vector without instruction. partners: of each side's texts, the share whose nearest
+    on the other side is the partner; None without pairs. same_label: the share of texts whose
+    nearest other has the same label; None without labels.
     """
 
     name: str
@@ -74,9 +78,14 @@ def probe(
         raise DataError("there must be two texts at least")
     spec, templates = _templates(request, role, instructions)
     model = encoder.load(spec, run)
-    vectors = {name: _vectors(model, template, probed.texts) for name, template in templates.items()}
+    vectors = {
+        name: _vectors(model, template, probed.texts) for name, template in templates.items()
+    }
     bare = vectors[BARE]
-    views = [_view(name, template.string, vectors[name], bare, probed) for name, template in templates.items()]
+    views = [
+        _view(name, template.string, vectors[name], bare, probed)
+        for name, template in templates.items()
+    ]
     aligned = [replace(view, places=_align_signs(view.places, views[0].places)) for view in views]
     return spec.files.id, aligned
 
@@ -84,7 +93,9 @@ def probe(
 def _templates(
     request: ModelRequest, role: str, instructions: Sequence[str]
 ) -> tuple[ModelSpec, Mapping[str, Template]]:
-    """Return for each instruction the role's template with that as its task; where it has none, with that before it."""
+    """Return for each instruction the role's template with that as its task; where it has none,
+    with that before it.
+    """
     bare = resolve(replace(request, template="{text}", task=None), role)
     templates = {BARE: bare.template}
     for instruction in instructions:
@@ -127,7 +138,10 @@ def _projected(vectors: Floats) -> tuple[Floats, tuple[float, float]]:
     variances = np.zeros(2)
     variances[:kept] = sizes[:kept] ** 2
     total = float((sizes**2).sum())
-    return places, (float(variances[0] / total), float(variances[1] / total)) if total else (0.0, 0.0)
+    return places, (float(variances[0] / total), float(variances[1] / total)) if total else (
+        0.0,
+        0.0,
+    )
 
 
 def _align_signs(places: Floats, like: Floats) -> Floats:
@@ -141,7 +155,9 @@ def _partners(cosines: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float,
     right = np.array([partner for _, partner in pairs])
     across = cosines[np.ix_(left, right)]  # [pairs, pairs]
     partner = np.arange(len(pairs))
-    return float((across.argmax(axis=1) == partner).mean()), float((across.argmax(axis=0) == partner).mean())
+    return float((across.argmax(axis=1) == partner).mean()), float(
+        (across.argmax(axis=0) == partner).mean()
+    )
 
 
 def _same_label(cosines: Floats, labels: Sequence[str]) -> float:

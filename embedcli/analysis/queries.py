@@ -29,7 +29,8 @@ class Texts:
 
 @dataclass(frozen=True)
 class Queries:
-    """What is looked for: n texts (empty where only vectors are known), float32 [n, dim], the other values of each.
+    """What is looked for: n texts (empty where only vectors are known), float32 [n, dim], the other
+    values of each.
 
     warnings: what a user should know of how they were encoded.
     """
@@ -42,7 +43,10 @@ class Queries:
 
 @dataclass(frozen=True)
 class QueryEncoder:
-    """Turns queries into vectors that compare with an index's. `role` None takes the one that the index calls for."""
+    """Turns queries into vectors that compare with an index's.
+
+    `role` None takes the one that the index calls for.
+    """
 
     index: VectorFile
     request: ModelRequest
@@ -75,7 +79,10 @@ class QueryEncoder:
         return Queries(texts.texts, vectors, texts.rows, model.warnings)
 
     def take_vectors(self, file: VectorFile) -> Queries:
-        """Take the vectors of a file that encode wrote. Raises ConfigurationError where they don't compare."""
+        """Take the vectors of a file that encode wrote.
+
+        Raises ConfigurationError where they don't compare.
+        """
         check_comparable(self.index, file)
         check_roles(self.index, file, query_role(self.index, self.role))
         vectors, numbers = file.all_vectors()
@@ -104,12 +111,20 @@ def embed(
 
 
 def embed_with(
-    model: encoder.Encoder, template: Template, texts: Sequence[str], fields: Mapping[str, Sequence[object]]
+    model: encoder.Encoder,
+    template: Template,
+    texts: Sequence[str],
+    fields: Mapping[str, Sequence[object]],
 ) -> Vectors:
-    """Encode texts with a loaded model to float32 [n, dim]. Raises DataError where a text gives no vector."""
+    """Encode texts with a loaded model to float32 [n, dim].
+
+    Raises DataError where a text gives no vector.
+    """
     absent = [name for name in template.fields if name not in fields]
     if absent:
-        raise DataError(f"the template {template.string!r} names {absent[0]!r}, which these texts don't have")
+        raise DataError(
+            f"the template {template.string!r} names {absent[0]!r}, which these texts don't have"
+        )
     rendered, faults = templates.render(template, texts, fields)
     if faults:
         row, fault = min(faults.items())
@@ -122,7 +137,10 @@ def embed_with(
 
 
 def read_units(path: str, options: InputOptions) -> Iterator[Records]:
-    """Yield an input's records, a unit at a time. Raises InputMissingError, DataError at the first bad row."""
+    """Yield an input's records, a unit at a time.
+
+    Raises InputMissingError, DataError at the first bad row.
+    """
     with tempfile.TemporaryDirectory(prefix="embedcli-") as spool:
         corpus = sources.plan(sources.find([path]), options, Path(spool))
         read = sources.reader(corpus, options)
@@ -144,13 +162,20 @@ def read_texts(path: str, options: InputOptions) -> Texts:
 
 
 def read_pairs(path: str, left: str, right: str) -> tuple[list[str], list[str]]:
-    """Read two columns of texts. Raises what `read_units` raises; DataError where the second is no string."""
+    """Read two columns of texts.
+
+    Raises what `read_units` raises; DataError where the second is no string.
+    """
     texts: list[str] = []
     partners: list[str] = []
     for records in read_units(path, InputOptions(left, columns=(), fields=(right,))):
-        for text, partner, place in zip(records.texts, records.fields[right], records.places, strict=True):
+        for text, partner, place in zip(
+            records.texts, records.fields[right], records.places, strict=True
+        ):
             if not isinstance(partner, str):
-                raise DataError(f"{path}:{place}: column {right!r} holds no text", f"--pairs {left},{right}")
+                raise DataError(
+                    f"{path}:{place}: column {right!r} holds no text", f"--pairs {left},{right}"
+                )
             texts.append(text)
             partners.append(partner)
     return texts, partners

@@ -16,7 +16,9 @@ from embedcli.store.vector_file import VectorFile
 
 @dataclass(frozen=True)
 class Hit:
-    """A row that matches: its rank from 1, the scalar product with the query (normalized: the cosine), its values."""
+    """A row that matches: its rank from 1, the scalar product with the query (normalized: the
+    cosine), its values.
+    """
 
     rank: int
     score: float
@@ -26,12 +28,18 @@ class Hit:
 
 
 def search(
-    indexes: Sequence[VectorFile], queries: Vectors, k: int, columns: Sequence[str], where: str | None = None
+    indexes: Sequence[VectorFile],
+    queries: Vectors,
+    k: int,
+    columns: Sequence[str],
+    where: str | None = None,
 ) -> list[list[Hit]]:
-    """Return for each query [n, dim] the k nearest rows of all indexes, best first; equal ones in the files' order.
+    """Return for each query [n, dim] the k nearest rows of all indexes, best first; equal ones in
+    the files' order.
 
-    `where` is an SQL condition on the rows' columns. Raises ConfigurationError where the files are of different spaces,
-    UsageError where the condition can't be used, DataError where a file is damaged.
+    `where` is an SQL condition on the rows' columns. Raises ConfigurationError where the files are
+    of different spaces, UsageError where the condition can't be used, DataError where a file is
+    damaged.
     """
     for other in indexes[1:]:
         check_comparable(indexes[0], other)
@@ -41,12 +49,17 @@ def search(
     files = np.searchsorted(starts, numbers, side="right") - 1
     rows = numbers - starts[files]
     records = [
-        index.take(rows[files == position].tolist(), [name for name in columns if name in index.schema.names])
+        index.take(
+            rows[files == position].tolist(),
+            [name for name in columns if name in index.schema.names],
+        )
         for position, index in enumerate(indexes)
     ]
     hits = []
     for query in range(len(queries)):
-        ranked = zip(scores[query].tolist(), files[query].tolist(), rows[query].tolist(), strict=True)
+        ranked = zip(
+            scores[query].tolist(), files[query].tolist(), rows[query].tolist(), strict=True
+        )
         hits.append(
             [
                 Hit(rank, score, indexes[file].path, row, records[file][row])
@@ -56,7 +69,9 @@ def search(
     return hits
 
 
-def _blocks(indexes: Sequence[VectorFile], starts: Numbers, where: str | None) -> Iterator[tuple[Numbers, Vectors]]:
+def _blocks(
+    indexes: Sequence[VectorFile], starts: Numbers, where: str | None
+) -> Iterator[tuple[Numbers, Vectors]]:
     for index, start in zip(indexes, starts, strict=False):
         named = filtering.columns(where, index.carried) if where is not None else []
         for block in index.blocks(named):
@@ -72,4 +87,7 @@ def check_columns(indexes: Sequence[VectorFile], columns: Sequence[str]) -> None
     known = {name for index in indexes for name in index.carried}
     for name in columns:
         if name not in known:
-            raise DataError(f"no column {name!r} in {indexes[0].path}", f"its columns: {', '.join(sorted(known))}")
+            raise DataError(
+                f"no column {name!r} in {indexes[0].path}",
+                f"its columns: {', '.join(sorted(known))}",
+            )

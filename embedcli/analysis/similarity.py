@@ -1,4 +1,6 @@
-"""The exact nearest vectors, block by block: memory depends on a block and on k, not on how many vectors there are."""
+"""The exact nearest vectors, block by block: memory depends on a block and on k, not on how many
+vectors there are.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -18,7 +20,9 @@ _SEED = 0
 
 
 def cosines(vectors: Vectors, others: Vectors) -> npt.NDArray[np.float32]:
-    """Return the cosine of each row [n, dim] with the other's, [n]; -1 where a vector is zero or not finite."""
+    """Return the cosine of each row [n, dim] with the other's, [n]; -1 where a vector is zero or
+    not finite.
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         products = (vectors * others).sum(axis=1)
         values = products / np.linalg.norm(vectors, axis=1) / np.linalg.norm(others, axis=1)
@@ -35,11 +39,13 @@ def sample(count: int, size: int | None) -> Numbers:
 def nearest(
     queries: Vectors, blocks: Iterable[tuple[Numbers, Vectors]], k: int
 ) -> tuple[npt.NDArray[np.float32], Numbers]:
-    """Return scores and numbers [queries, k] of the vectors with the largest scalar product, best first.
+    """Return scores and numbers [queries, k] of the vectors with the largest scalar product, best
+    first.
 
-    `blocks` give numbers, rising, and vectors float32 [n, dim]. Equal scores come in the order of the numbers. Scores
-    are rounded to float32 from float64, so they depend on the two vectors alone and not on their block. Vectors that
-    aren't finite are never found. Where there are fewer than k vectors, there are fewer columns.
+    `blocks` give numbers, rising, and vectors float32 [n, dim]. Equal scores come in the order of
+    the numbers. Scores are rounded to float32 from float64, so they depend on the two vectors alone
+    and not on their block. Vectors that aren't finite are never found. Where there are fewer than k
+    vectors, there are fewer columns.
     """
     scores = np.empty((len(queries), 0), np.float32)
     numbers = np.empty((len(queries), 0), np.int64)
@@ -64,12 +70,14 @@ def _candidates(
 ) -> Iterator[npt.NDArray[np.intp]]:
     """Yield for each query the rows of a block that may be among its k best.
 
-    Products in float32 are fast and inexact. The error of a sum of dim products is at most dim * u * |q| * |v|, with u
-    the unit roundoff, so two scores can change places only if they are closer than twice that: whatever lies within
-    `slack` of the k-th best is looked at again, in float64.
+    Products in float32 are fast and inexact. The error of a sum of dim products is at most dim * u
+    * |q| * |v|, with u the unit roundoff, so two scores can change places only if they are closer
+    than twice that: whatever lies within `slack` of the k-th best is looked at again, in float64.
     """
     longest = np.linalg.norm(vectors, axis=1).max()
-    slack = 2 * vectors.shape[1] * _UNIT_ROUNDOFF * np.linalg.norm(queries, axis=1) * longest  # [queries]
+    slack = (
+        2 * vectors.shape[1] * _UNIT_ROUNDOFF * np.linalg.norm(queries, axis=1) * longest
+    )  # [queries]
     step = max(1, _SCORES_AT_ONCE // len(vectors))
     for start in range(0, len(queries), step):
         rough = queries[start : start + step] @ vectors.T  # [step, n]
@@ -103,7 +111,12 @@ def _best(
     return all_scores[order], all_numbers[order]
 
 
-def neighbours_in_common(rankings: Sequence[Sequence[int]], others: Sequence[Sequence[int]], size: int) -> float:
+def neighbours_in_common(
+    rankings: Sequence[Sequence[int]], others: Sequence[Sequence[int]], size: int
+) -> float:
     """Return the mean share of `size` neighbours that both rankings of a row have."""
-    shares = [len(set(ranking) & set(other)) / size for ranking, other in zip(rankings, others, strict=True)]
+    shares = [
+        len(set(ranking) & set(other)) / size
+        for ranking, other in zip(rankings, others, strict=True)
+    ]
     return float(np.mean(shares))

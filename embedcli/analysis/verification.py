@@ -52,14 +52,19 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it."""
-        return {"file": self.file, "good": self.good, "checks": [asdict(check) for check in self.checks]}
+        return {
+            "file": self.file,
+            "good": self.good,
+            "checks": [asdict(check) for check in self.checks],
+        }
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
     """How to verify. The texts are in the file itself, or in the corpus that it was made from.
 
-    sample: how many rows to encode again; None for all. least_cosine None goes by the dtype of the weights.
+    sample: how many rows to encode again; None for all. least_cosine None goes by the dtype of the
+    weights.
     """
 
     request: ModelRequest
@@ -73,8 +78,8 @@ class VerifyOptions:
 def verify(path: str, options: VerifyOptions, embedding_column: str | None = None) -> Verdict:
     """Look at every byte, every vector, every text's hash; encode a sample again.
 
-    Raises InputMissingError; DataError where so much is damaged that nothing can be read; ConfigurationError where
-    the model isn't there.
+    Raises InputMissingError; DataError where so much is damaged that nothing can be read;
+    ConfigurationError where the model isn't there.
     """
     checks = list(_check_digests(path))
     whole = all(check.good for check in checks)
@@ -85,13 +90,19 @@ def verify(path: str, options: VerifyOptions, embedding_column: str | None = Non
     except Exception as error:  # of damaged bytes libraries say all kinds of things
         if whole and not isinstance(error, DataError):
             raise
-        message = error.message if isinstance(error, EmbedcliError) else f"{type(error).__name__}: {error}"
+        message = (
+            error.message
+            if isinstance(error, EmbedcliError)
+            else f"{type(error).__name__}: {error}"
+        )
         checks.append(Check("reading", False, " ".join(message.split())[:300]))
     return Verdict(path, checks)
 
 
 def _check_digests(path: str) -> Iterator[Check]:
-    """Check each file's own digest; of a directory the manifest's, too, and whether the parts are those it lists."""
+    """Check each file's own digest; of a directory the manifest's, too, and whether the parts are
+    those it lists.
+    """
     files = part_files(path)
     whole = {file: _is_whole(file) for file in files}
     if Path(path).is_dir():
@@ -106,7 +117,11 @@ def _check_digests(path: str) -> Iterator[Check]:
     changed = [file for file, is_whole in whole.items() if is_whole is False]
     without = [file for file, is_whole in whole.items() if is_whole is None]
     if changed:
-        yield Check("seal", False, f"bytes have changed since it was written: {', '.join(changed[:_ROWS_NAMED])}")
+        yield Check(
+            "seal",
+            False,
+            f"bytes have changed since it was written: {', '.join(changed[:_ROWS_NAMED])}",
+        )
     elif without:
         names = ", ".join(without[:_ROWS_NAMED])
         yield Check("seal", False, f"no seal: rewritten by another program, or damaged: {names}")
@@ -122,7 +137,10 @@ def _is_whole(file: str) -> bool | None:
 
 
 def _check_vectors(file: VectorFile) -> Check:
-    """Check that vectors are finite, not missing, and of the norm that they should have. Reading checks the pages."""
+    """Check that vectors are finite, not missing, and of the norm that they should have.
+
+    Reading checks the pages.
+    """
     normalized = file.recipe.space.normalized
     bad: list[int] = []
     rows = 0
@@ -149,7 +167,9 @@ def _check_texts(file: VectorFile, options: VerifyOptions) -> Iterator[Check]:
         yield from _check_against_corpus(file, template, options, options.corpus)
     elif absent:
         yield Check(
-            "texts", None, f"not checked: the file carries no column {absent[0]!r}; --corpus FILE has the texts"
+            "texts",
+            None,
+            f"not checked: the file carries no column {absent[0]!r}; --corpus FILE has the texts",
         )
     else:
         yield from _check_own_texts(file, template, options, columns)
@@ -171,7 +191,9 @@ class _SampledTexts:
     texts: list[str] = field(default_factory=list)
     fields: defaultdict[str, list[object]] = field(default_factory=lambda: defaultdict(list))
 
-    def add(self, row: int, texts: Sequence[str], fields: Mapping[str, Sequence[object]], position: int) -> None:
+    def add(
+        self, row: int, texts: Sequence[str], fields: Mapping[str, Sequence[object]], position: int
+    ) -> None:
         """Add the text at a position of some columns."""
         self.rows.append(row)
         self.texts.append(texts[position])
@@ -207,7 +229,9 @@ def _check_own_texts(
     yield _check_sample(file, template, options, sampled)
 
 
-def _check_against_corpus(file: VectorFile, template: Template, options: VerifyOptions, corpus: str) -> Iterator[Check]:
+def _check_against_corpus(
+    file: VectorFile, template: Template, options: VerifyOptions, corpus: str
+) -> Iterator[Check]:
     """Check that the file has the corpus's texts, and none besides."""
     stored = file.hashes()
     row_of_hash = {bytes(stored[row]): row for row in sample(file.rows, options.sample).tolist()}
@@ -224,7 +248,9 @@ def _check_against_corpus(file: VectorFile, template: Template, options: VerifyO
     yield _check_sample(file, template, options, sampled)
 
 
-def _rendered_hashes(template: Template, strings: Sequence[str], fields: Mapping[str, Sequence[object]]) -> Hashes:
+def _rendered_hashes(
+    template: Template, strings: Sequence[str], fields: Mapping[str, Sequence[object]]
+) -> Hashes:
     rendered, _ = templates.render(template, strings, fields)
     return reuse.text_hashes(rendered.strings)
 
@@ -239,14 +265,25 @@ def _check_staleness(stored: Hashes, corpus_hashes: Hashes, corpus: str) -> Iter
         yield Check("corpus", True, f"{rows} of {corpus}, all in the file, and none besides")
     if absent:
         rows = _count(len(absent), "row")
-        yield Check("corpus", False, f"{rows} of {corpus} have no vector here: {_name_rows(absent)}")
+        yield Check(
+            "corpus", False, f"{rows} of {corpus} have no vector here: {_name_rows(absent)}"
+        )
     if stale:
         rows = _count(len(stale), "row")
-        yield Check("stale", False, f"{rows} here have a text that {corpus} hasn't: {_name_rows(stale)}", stale)
+        yield Check(
+            "stale",
+            False,
+            f"{rows} here have a text that {corpus} hasn't: {_name_rows(stale)}",
+            stale,
+        )
 
 
-def _check_sample(file: VectorFile, template: Template, options: VerifyOptions, sampled: _SampledTexts) -> Check:
-    """Encode a sample by the plainest path: one text at a time, in float32, without packs, not compiled."""
+def _check_sample(
+    file: VectorFile, template: Template, options: VerifyOptions, sampled: _SampledTexts
+) -> Check:
+    """Encode a sample by the plainest path: one text at a time, in float32, without packs, not
+    compiled.
+    """
     if not sampled.rows:
         return Check("vectors again", None, "not checked: no text to encode")
     request = replace(options.request, max_length=file.recipe.max_length)

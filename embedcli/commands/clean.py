@@ -11,7 +11,8 @@ from embedcli.errors import EXIT_OK, EmbedcliError, InputMissingError, LockedErr
 
 def clean(
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Outputs, or folders that hold some. Default: the current folder.")
+        list[str] | None,
+        typer.Argument(help="Outputs, or folders that hold some. Default: the current folder."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed.")] = False,
 ) -> int:
@@ -19,10 +20,15 @@ def clean(
 
     Example: embedcli clean corpus.passage.parquet
 
-    Exit codes: 0 done, also if there was nothing; 66 no such folder; 73 a folder that embedcli did not make; 75 a run
-    is still at work there.
+    Exit codes: 0 done, also if there was nothing; 66 no such folder; 73 a folder that embedcli did
+    not make; 75 a run is still at work there.
     """
-    refused = [error for name in paths or ["."] for path in _leftovers(Path(name)) if (error := _clean(path, dry_run))]
+    refused = [
+        error
+        for name in paths or ["."]
+        for path in _leftovers(Path(name))
+        if (error := _clean(path, dry_run))
+    ]
     for error in refused[1:]:
         console.warn(error.message)
     if refused:
@@ -31,14 +37,18 @@ def clean(
 
 
 def _clean(path: Path, dry_run: bool) -> EmbedcliError | None:
-    """Remove a staging directory; gives the reason why not, so that the others are removed all the same."""
+    """Remove a staging directory; gives the reason why not, so that the others are removed all the
+    same.
+    """
     from embedcli.store import staging
 
     if dry_run:
         if staging.is_marked(path):
             console.result(str(path))
         return None
-    if not staging.is_marked(path) and not any(path.iterdir()):  # nothing to remove, and perhaps nothing of ours
+    if not staging.is_marked(path) and not any(
+        path.iterdir()
+    ):  # nothing to remove, and perhaps nothing of ours
         return None
     try:
         finished, size = staging.remove_leftovers(path)
@@ -62,7 +72,9 @@ def _leftovers(path: Path) -> list[Path]:
     if own.is_dir() and not own.is_symlink():
         return [own]
     if path.is_dir():
-        return sorted(one for one in path.glob(".*.embedcli") if one.is_dir() and not one.is_symlink())
+        return sorted(
+            one for one in path.glob(".*.embedcli") if one.is_dir() and not one.is_symlink()
+        )
     if not path.exists() and not path.absolute().parent.is_dir():
         raise InputMissingError(f"{path}: no such folder")
     return []

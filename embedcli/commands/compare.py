@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="A file or folder of vectors that encode wrote.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A file or folder of vectors that encode wrote.")
+    ],
     second: Annotated[str, typer.Argument(metavar="B", help="Another one of the same texts.")],
     key: Annotated[
         str | None,
         typer.Option(
-            "--key", help="The column that tells which rows are the same. Default: their text, else _id or id."
+            "--key",
+            help="The column that tells which rows are the same. Default: their text, else _id or id.",
         ),
     ] = None,
     embedding_column: options.VectorColumn = None,
@@ -31,14 +34,17 @@ def compare(
 
     Example: embedcli compare float32.parquet bfloat16.parquet
 
-    Rows are the same where their rendered texts are; where the templates differ, where _id or id is.
+    Rows are the same where their rendered texts are; where the templates differ, where _id or id
+    is.
 
     Exit codes: 0 done; 65 not files of vectors, or no common key; 66 no such file.
     """
     from embedcli.analysis.comparison import compare as compare_files
     from embedcli.store.vector_file import open_ours
 
-    comparison = compare_files(open_ours(first, embedding_column), open_ours(second, embedding_column), key)
+    comparison = compare_files(
+        open_ours(first, embedding_column), open_ours(second, embedding_column), key
+    )
     if as_json:
         console.result(json.dumps(comparison.to_json(), ensure_ascii=False))
     else:
@@ -49,11 +55,20 @@ def compare(
 def _lines(comparison: "Comparison") -> "Iterator[tuple[str, str]]":
     yield (
         "space",
-        "the same: the vectors compare" if comparison.same_space else "not the same: the vectors don't compare",
+        "the same: the vectors compare"
+        if comparison.same_space
+        else "not the same: the vectors don't compare",
     )
     for name, (first, second) in comparison.differing.items():
-        yield "", f"{name}: {json.dumps(first, ensure_ascii=False)} and {json.dumps(second, ensure_ascii=False)}"
-    yield "rows", ", ".join(f"{count:,} {name}" for name, count in comparison.rows.items()) + f" (by {comparison.key})"
+        yield (
+            "",
+            f"{name}: {json.dumps(first, ensure_ascii=False)} and {json.dumps(second, ensure_ascii=False)}",
+        )
+    yield (
+        "rows",
+        ", ".join(f"{count:,} {name}" for name, count in comparison.rows.items())
+        + f" (by {comparison.key})",
+    )
     if comparison.cosines is None:
         yield "cosines", "none: no common rows, or other dimensions"
     else:
@@ -61,4 +76,7 @@ def _lines(comparison: "Comparison") -> "Iterator[tuple[str, str]]":
         identical = f"{comparison.identical:,} of {comparison.compared:,} vectors are identical"
         yield "cosines", f"{values}; {identical}"
     if comparison.overlap is not None:
-        yield "neighbours", f"{comparison.overlap:.1%} of the 10 nearest are the same (over {comparison.asked:,} rows)"
+        yield (
+            "neighbours",
+            f"{comparison.overlap:.1%} of the 10 nearest are the same (over {comparison.asked:,} rows)",
+        )

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 def encode(
     inputs: Annotated[
         list[str],
-        typer.Argument(help="JSONL (also .gz, .zst), Parquet or Arrow IPC: files, folders, globs; - is stdin."),
+        typer.Argument(
+            help="JSONL (also .gz, .zst), Parquet or Arrow IPC: files, folders, globs; - is stdin."
+        ),
     ],
     role: Annotated[
-        str, option("What the texts are: query, passage (or document), or a role the model names.", "--role")
+        str,
+        option(
+            "What the texts are: query, passage (or document), or a role the model names.", "--role"
+        ),
     ],
     output: Annotated[
         str | None,
@@ -47,55 +52,103 @@ def encode(
     like: options.Like = None,
     normalize: Annotated[
         bool | None,
-        option("L2-normalize embeddings. Default: as the model is meant to be used.", "--normalize/--no-normalize"),
+        option(
+            "L2-normalize embeddings. Default: as the model is meant to be used.",
+            "--normalize/--no-normalize",
+        ),
     ] = None,
     dtype: options.Numbers = "auto",
     device: options.Device = "auto",
     batch_tokens: Annotated[
-        str, option("Tokens per batch, padding included; auto: what suits the device.", "--batch-tokens")
+        str,
+        option(
+            "Tokens per batch, padding included; auto: what suits the device.", "--batch-tokens"
+        ),
     ] = "auto",
     compile: Annotated[  # noqa: A002 - the option's name
-        Compile, option("Compile the model; auto: where the amount of work pays for it (CPUs with AMX).", "--compile")
+        Compile,
+        option(
+            "Compile the model; auto: where the amount of work pays for it (CPUs with AMX).",
+            "--compile",
+        ),
     ] = "auto",
     num_processes: Annotated[
-        int | None, option("Worker processes. Default: one for each CUDA device, else one.", "--num-processes", min=1)
+        int | None,
+        option(
+            "Worker processes. Default: one for each CUDA device, else one.",
+            "--num-processes",
+            min=1,
+        ),
     ] = None,
     watchdog: Annotated[
-        float, option("Seconds without progress after which a worker is given up; 0: never.", "--watchdog", min=0)
+        float,
+        option(
+            "Seconds without progress after which a worker is given up; 0: never.",
+            "--watchdog",
+            min=0,
+        ),
     ] = 1800.0,
     update: Annotated[
-        bool, option("Reuse the vectors of the output as it is; embed only new and changed texts.", "--update")
+        bool,
+        option(
+            "Reuse the vectors of the output as it is; embed only new and changed texts.",
+            "--update",
+        ),
     ] = False,
     overwrite: Annotated[
-        bool, option("Replace an output of another recipe; with --update, where its recipe differs.", "--overwrite")
+        bool,
+        option(
+            "Replace an output of another recipe; with --update, where its recipe differs.",
+            "--overwrite",
+        ),
     ] = False,
-    fresh: Annotated[bool, option("Throw away what an interrupted run left, and start over.", "--fresh")] = False,
+    fresh: Annotated[
+        bool, option("Throw away what an interrupted run left, and start over.", "--fresh")
+    ] = False,
     text_column: options.TextColumn = "text",
     columns: Annotated[
-        str | None, option("Columns to carry over, separated by commas; '' for none. Default: all.", "--columns")
+        str | None,
+        option(
+            "Columns to carry over, separated by commas; '' for none. Default: all.", "--columns"
+        ),
     ] = None,
-    embedding_column: Annotated[str, option("Name of the vector column.", "--embedding-column")] = "embedding",
+    embedding_column: Annotated[
+        str, option("Name of the vector column.", "--embedding-column")
+    ] = "embedding",
     vector_type: Annotated[VectorType, option("Stored vector dtype.", "--vector-type")] = "float32",
     format: Annotated[  # noqa: A002 - the option's name
-        Literal["parquet", "arrow", "jsonl"] | None, option("With -o -: arrow (IPC stream) or jsonl.", "--format")
+        Literal["parquet", "arrow", "jsonl"] | None,
+        option("With -o -: arrow (IPC stream) or jsonl.", "--format"),
     ] = None,
-    on_error: Annotated[OnError, option("Bad rows end the run, or are set aside.", "--on-error")] = "fail",
+    on_error: Annotated[
+        OnError, option("Bad rows end the run, or are set aside.", "--on-error")
+    ] = "fail",
     rejects: Annotated[
         str | None, option("Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects")
     ] = None,
-    min_rows: Annotated[int, option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)] = 0,
+    min_rows: Annotated[
+        int, option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)
+    ] = 0,
     allow_empty: Annotated[
-        bool, option("Accept an input without rows, or of which every row is rejected.", "--allow-empty")
+        bool,
+        option("Accept an input without rows, or of which every row is rejected.", "--allow-empty"),
     ] = False,
-    max_row_bytes: Annotated[int, option("Maximum bytes of a JSONL line.", "--max-row-bytes", min=1, max=2**40)] = 16
-    * 2**20,
+    max_row_bytes: Annotated[
+        int, option("Maximum bytes of a JSONL line.", "--max-row-bytes", min=1, max=2**40)
+    ] = 16 * 2**20,
     binary_as_utf8: Annotated[
         bool, option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
     ] = False,
     dry_run: Annotated[
-        bool, option("Embed nothing: show rows, tokens, what would be reused, and the disk it takes.", "--dry-run")
+        bool,
+        option(
+            "Embed nothing: show rows, tokens, what would be reused, and the disk it takes.",
+            "--dry-run",
+        ),
     ] = False,
-    report: Annotated[str | None, option("Write the run's summary to this file, as JSON.", "--report")] = None,
+    report: Annotated[
+        str | None, option("Write the run's summary to this file, as JSON.", "--report")
+    ] = None,
     quiet: options.Quiet = False,
 ) -> int:
     """Encode a text column into vectors with the role's template.
@@ -104,8 +157,9 @@ def encode(
 
     A run that was interrupted is continued by the same command.
 
-    Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 69 workers or device lost; 73 output
-    can't be created; 74 disk full; 75 output locked; 78 model or template unusable, or another recipe than before.
+    Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 69 workers or
+    device lost; 73 output can't be created; 74 disk full; 75 output locked; 78 model or template
+    unusable, or another recipe than before.
     """
     from embedcli import run, sources
     from embedcli.models.request import ModelRequest
@@ -135,7 +189,9 @@ def encode(
         allow_empty=allow_empty,
     )
     run.check_places(output_options, names, report)  # before a model is looked for or fetched
-    request = ModelRequest(model, revision, trust_remote_code, template, task, max_length, dim, normalize)
+    request = ModelRequest(
+        model, revision, trust_remote_code, template, task, max_length, dim, normalize
+    )
     resolved = _resolve(request, role, like)
     input_options = InputOptions(
         text_column=text_column,
@@ -145,7 +201,9 @@ def encode(
         binary_as_utf8=binary_as_utf8,
         on_error=on_error,
     )
-    job = run.Job(tuple(names), resolved.spec, resolved.template, input_options, output_options, run_options)
+    job = run.Job(
+        tuple(names), resolved.spec, resolved.template, input_options, output_options, run_options
+    )
     return _look_ahead(job, quiet, report) if dry_run else _encode(job, quiet, report)
 
 
@@ -159,9 +217,14 @@ def _batch_tokens(value: str) -> int | None:
 
 def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None) -> None:
     if fresh and dry_run:
-        raise UsageError("--dry-run changes nothing: --fresh can't be tried", "embedcli clean throws away leftovers")
+        raise UsageError(
+            "--dry-run changes nothing: --fresh can't be tried",
+            "embedcli clean throws away leftovers",
+        )
     if update and fresh:
-        raise UsageError("--update and --fresh exclude each other", "without both, everything is embedded anew")
+        raise UsageError(
+            "--update and --fresh exclude each other", "without both, everything is embedded anew"
+        )
     if update and output == STDOUT:
         raise UsageError("--update needs an output to update: -o - has none")
 
@@ -217,7 +280,9 @@ def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
 def _write_report(path: str, content: dict[str, Any]) -> None:
     from embedcli.store import ownership
 
-    ownership.check_replaceable(path, "--report", ownership.is_report)  # once more: hours may have passed
+    ownership.check_replaceable(
+        path, "--report", ownership.is_report
+    )  # once more: hours may have passed
     marked = {ownership.KIND: ownership.REPORT, **content}
     files.write_atomically(path, (json.dumps(marked, indent=2) + "\n").encode())
 
@@ -227,7 +292,9 @@ def _default_output(inputs: list[str], names: list[str], role: str) -> str:
         what = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
         raise UsageError(f"cannot derive an output name from {what}", "name it: -o vectors.parquet")
     if not re.fullmatch(r"[\w.-]+", role):
-        raise UsageError(f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet")
+        raise UsageError(
+            f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet"
+        )
     from embedcli import sources
 
     path = Path(inputs[0])
@@ -247,7 +314,10 @@ def _format(path: str, asked: str | None) -> Literal["parquet", "arrow", "jsonl"
     if asked == "jsonl":
         return "jsonl"
     if sys.stdout.isatty():
-        raise UsageError("an Arrow stream is not for a terminal", "--format jsonl, or send it into a program or a file")
+        raise UsageError(
+            "an Arrow stream is not for a terminal",
+            "--format jsonl, or send it into a program or a file",
+        )
     return "arrow"
 
 
@@ -257,5 +327,7 @@ def _rejects_path(path: str, on_error: OnError, asked: str | None) -> str | None
             raise UsageError("--rejects goes with --on-error reject")
         return None
     if asked is None and path == STDOUT:
-        raise UsageError("with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl")
+        raise UsageError(
+            "with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl"
+        )
     return asked or f"{path.rstrip('/')}.rejects.jsonl"

@@ -20,20 +20,29 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    corpus: Annotated[str, typer.Option("--corpus", help="Passages: JSONL, Parquet, or what encode wrote.")],
-    queries: Annotated[str, typer.Option("--queries", help="Queries: JSONL, Parquet, or what encode wrote.")],
-    qrels: Annotated[str, typer.Option("--qrels", help="Judgments: query-id, corpus-id, score; or TREC's.")],
+    corpus: Annotated[
+        str, typer.Option("--corpus", help="Passages: JSONL, Parquet, or what encode wrote.")
+    ],
+    queries: Annotated[
+        str, typer.Option("--queries", help="Queries: JSONL, Parquet, or what encode wrote.")
+    ],
+    qrels: Annotated[
+        str, typer.Option("--qrels", help="Judgments: query-id, corpus-id, score; or TREC's.")
+    ],
     model: options.Model = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
     template: Annotated[
-        str | None, typer.Option("--template", help="A template file, or a family's name, for both roles.")
+        str | None,
+        typer.Option("--template", help="A template file, or a family's name, for both roles."),
     ] = None,
     passage_template: Annotated[
-        str | None, typer.Option("--passage-template", help="A string for the corpus: '{title} {text}'.")
+        str | None,
+        typer.Option("--passage-template", help="A string for the corpus: '{title} {text}'."),
     ] = None,
     query_template: Annotated[
-        str | None, typer.Option("--query-template", help="A string for the queries: 'query: {text}'.")
+        str | None,
+        typer.Option("--query-template", help="A string for the queries: 'query: {text}'."),
     ] = None,
     task: options.Task = None,
     max_length: options.MaxLength = None,
@@ -42,24 +51,38 @@ def evaluate(
     dtype: options.Numbers = "auto",
     device: options.Device = "auto",
     ablate: Annotated[
-        Literal["template"] | None, typer.Option("--ablate", help="template: also without it. What is it worth here?")
+        Literal["template"] | None,
+        typer.Option("--ablate", help="template: also without it. What is it worth here?"),
     ] = None,
     models: Annotated[
-        str | None, typer.Option("--models", help="Compare models, separated by commas: quality, speed, size.")
+        str | None,
+        typer.Option("--models", help="Compare models, separated by commas: quality, speed, size."),
     ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", help="Compare with an earlier run: what --per-query wrote.")
+        str | None,
+        typer.Option("--against", help="Compare with an earlier run: what --per-query wrote."),
     ] = None,
     per_query: Annotated[
-        str | None, typer.Option("--per-query", help="Write each query's values and best ids: .parquet or .json.")
+        str | None,
+        typer.Option(
+            "--per-query", help="Write each query's values and best ids: .parquet or .json."
+        ),
     ] = None,
     keep: Annotated[
-        str | None, typer.Option("--keep", help="Keep the vectors in this folder, and use those that are there.")
+        str | None,
+        typer.Option(
+            "--keep", help="Keep the vectors in this folder, and use those that are there."
+        ),
     ] = None,
-    id_column: Annotated[str | None, typer.Option("--id-column", help="Default: _id, else id.")] = None,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", help="Default: _id, else id.")
+    ] = None,
     text_column: options.TextColumn = "text",
     ignore_identical_ids: Annotated[
-        bool, typer.Option("--ignore-identical-ids", help="A query doesn't find the passage of its own id.")
+        bool,
+        typer.Option(
+            "--ignore-identical-ids", help="A query doesn't find the passage of its own id."
+        ),
     ] = False,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
@@ -68,26 +91,46 @@ def evaluate(
 
     Example: embedcli eval --corpus corpus.jsonl --queries queries.jsonl --qrels qrels.tsv
 
-    Exit codes: 0 done; 2 options that exclude each other; 65 bad data; 66 a file is missing; 73 results can't be
-    written; 78 model or template unusable, vectors that don't compare, or ir-measures missing.
+    Exit codes: 0 done; 2 options that exclude each other; 65 bad data; 66 a file is missing; 73
+    results can't be written; 78 model or template unusable, vectors that don't compare, or
+    ir-measures missing.
     """
     from embedcli.analysis import evaluation, metrics
     from embedcli.models.request import ModelRequest
     from embedcli.store import results
 
     metrics.check_library()
-    request = ModelRequest(model, revision, trust_remote_code, _family(template), task, max_length, dim)
+    request = ModelRequest(
+        model, revision, trust_remote_code, _family(template), task, max_length, dim
+    )
     if per_query is not None:
-        inputs = [("the corpus", corpus), ("the queries", queries), ("the judgments", qrels), ("--against", against)]
-        files.check_distinct(per_query, "--per-query", [(what, path) for what, path in inputs if path is not None])
+        inputs = [
+            ("the corpus", corpus),
+            ("the queries", queries),
+            ("the judgments", qrels),
+            ("--against", against),
+        ]
+        files.check_distinct(
+            per_query, "--per-query", [(what, path) for what, path in inputs if path is not None]
+        )
         results.check_place(per_query)
-    others = [evaluation.RunValues.from_file(results.read(against), against)] if against is not None else []
+    others = (
+        [evaluation.RunValues.from_file(results.read(against), against)]
+        if against is not None
+        else []
+    )
     judged = metrics.read_judgments(qrels)
     data = evaluation.Data(corpus, queries, judged, id_column, text_column, ignore_identical_ids)
-    setups = _setups(data, _setup("run", request, passage_template, query_template, like), models, ablate)
+    setups = _setups(
+        data, _setup("run", request, passage_template, query_template, like), models, ablate
+    )
     run = options.run_options(device, dtype, update=keep is not None)
     with ExitStack() as stack:
-        folder = Path(keep) if keep is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = (
+            Path(keep)
+            if keep is not None
+            else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        )
         folder.mkdir(parents=True, exist_ok=True)
         listener = stack.enter_context(progress.listening(quiet))
         evaluator = evaluation.Evaluator(data, run, folder, listener)
@@ -96,10 +139,14 @@ def evaluate(
     if per_query is not None:
         results.write(per_query, first.per_query())
     others = [*map(evaluation.RunValues.of, rest), *others]
-    differences = [evaluation.compare_runs(evaluation.RunValues.of(first), other) for other in others]
+    differences = [
+        evaluation.compare_runs(evaluation.RunValues.of(first), other) for other in others
+    ]
     if as_json:
         runs = [evaluated.to_json() for evaluated in evaluations]
-        console.result(json.dumps({"runs": runs, "differences": [less.to_json() for less in differences]}))
+        console.result(
+            json.dumps({"runs": runs, "differences": [less.to_json() for less in differences]})
+        )
     else:
         _print(evaluations, differences)
     return EXIT_OK
@@ -114,8 +161,13 @@ def _family(template: str | None) -> str | None:
     return template
 
 
-def _setup(name: str, request: "ModelRequest", passages: str | None, queries: str | None, like: str | None) -> "Setup":
-    """Return the same request for both roles, but for the templates given by hand. A task is the queries'."""
+def _setup(
+    name: str, request: "ModelRequest", passages: str | None, queries: str | None, like: str | None
+) -> "Setup":
+    """Return the same request for both roles, but for the templates given by hand.
+
+    A task is the queries'.
+    """
     from embedcli.analysis.evaluation import Setup
 
     return Setup(
@@ -168,7 +220,9 @@ def _column(evaluated: "Evaluation") -> dict[str, str]:
         "passage": json.dumps(evaluated.templates["passage"], ensure_ascii=False),
         "query": json.dumps(evaluated.templates["query"], ensure_ascii=False),
         "dimensions": f"{evaluated.dim:,}",
-        "passages/s": f"{evaluated.speed:,.0f}" if evaluated.speed is not None else "not encoded now",
+        "passages/s": f"{evaluated.speed:,.0f}"
+        if evaluated.speed is not None
+        else "not encoded now",
         "size": console.size(evaluated.bytes),
     }
 

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 def inspect(
     file: Annotated[
-        str, typer.Argument(help="A Parquet file with a column of vectors, or a folder that encode wrote.")
+        str,
+        typer.Argument(
+            help="A Parquet file with a column of vectors, or a folder that encode wrote."
+        ),
     ],
     embedding_column: Annotated[
-        str | None, typer.Option("--embedding-column", help="The vector column, where there are several.")
+        str | None,
+        typer.Option("--embedding-column", help="The vector column, where there are several."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
@@ -51,7 +55,10 @@ def _provenance_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
     yield "made by", f"embedcli {provenance.embedcli} ({versions})"
     yield "model", f"{space.model}  {space.revision}".rstrip()
     yield "weights", f"sha256 {space.weights}" if space.weights else ""
-    yield "pipeline", ", ".join([*space.pipeline, "normalized" if space.normalized else "not normalized"])
+    yield (
+        "pipeline",
+        ", ".join([*space.pipeline, "normalized" if space.normalized else "not normalized"]),
+    )
     yield "role", f"{recipe.role}  ({made.template_source})"
     yield "template", recipe.template
     yield "max length", f"{recipe.max_length} tokens"
@@ -62,19 +69,29 @@ def _provenance_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
     yield "recipe id", recipe.id
     counts = provenance.counts
     if counts is not None:
-        yield "accounting", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+        yield (
+            "accounting",
+            f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected",
+        )
 
 
 def _health_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
     yield "rows", f"{inspected.rows:,}"
     yield "columns", ", ".join(f"{name} {kind}" for name, kind in inspected.columns.items())
-    yield "vectors", f"{inspected.embedding_column}: {inspected.dim} dimensions, {inspected.vector_type}"
+    yield (
+        "vectors",
+        f"{inspected.embedding_column}: {inspected.dim} dimensions, {inspected.vector_type}",
+    )
     if inspected.norm_min is None:
         yield "norms", "no vectors"
     else:
         yield "norms", f"{inspected.norm_min:.6f} to {inspected.norm_max:.6f}"
     bad = {"non-finite": inspected.non_finite, "zero": inspected.zero, "missing": inspected.missing}
-    yield "health", ", ".join(f"{count:,} {name}" for name, count in bad.items() if count) or "all finite, none zero"
+    yield (
+        "health",
+        ", ".join(f"{count:,} {name}" for name, count in bad.items() if count)
+        or "all finite, none zero",
+    )
     if inspected.tokens is not None:
         yield "tokens", ", ".join(f"{name} {value:,}" for name, value in inspected.tokens.items())
     if inspected.truncated is not None:

@@ -19,44 +19,81 @@ def option(help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - Typer's 
 
 Model = Annotated[
     str | None,
-    option("org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.", "--model"),
+    option(
+        "org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.",
+        "--model",
+    ),
 ]
 Revision = Annotated[str | None, option("Branch, tag or commit of a hub model.", "--revision")]
 TrustRemoteCode = Annotated[
-    bool, option("Run the repository's own code. Demands --revision with a commit.", "--trust-remote-code")
+    bool,
+    option(
+        "Run the repository's own code. Demands --revision with a commit.", "--trust-remote-code"
+    ),
 ]
-Template = Annotated[str | None, option("A string with {text}, a template file, or a family's name.", "--template")]
-Task = Annotated[str | None, option("The instruction sentence, where the template has {task}.", "--task")]
-MaxLength = Annotated[int | None, option("Maximum tokens per text, including the template.", "--max-length", min=1)]
+Template = Annotated[
+    str | None, option("A string with {text}, a template file, or a family's name.", "--template")
+]
+Task = Annotated[
+    str | None, option("The instruction sentence, where the template has {task}.", "--task")
+]
+MaxLength = Annotated[
+    int | None, option("Maximum tokens per text, including the template.", "--max-length", min=1)
+]
 Dim = Annotated[
-    int | None, option("Truncate embeddings to the first N dimensions (Matryoshka), then normalize.", "--dim", min=1)
+    int | None,
+    option(
+        "Truncate embeddings to the first N dimensions (Matryoshka), then normalize.",
+        "--dim",
+        min=1,
+    ),
 ]
 # For verbs that go by a file's own recipe: no environment variable speaks against it.
 LikeModel = Annotated[
-    str | None, typer.Option("--model", help="The model's ./folder, where the file can't say it. Default: its own.")
+    str | None,
+    typer.Option(
+        "--model", help="The model's ./folder, where the file can't say it. Default: its own."
+    ),
 ]
-LikeRevision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit. Default: the file's own.")]
+LikeRevision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit. Default: the file's own.")
+]
 LikeTemplate = Annotated[
-    str | None, typer.Option("--template", help="A string with {text}, a file, or a family. Default: as the file's.")
+    str | None,
+    typer.Option(
+        "--template", help="A string with {text}, a file, or a family. Default: as the file's."
+    ),
 ]
 LikeTask = Annotated[
-    str | None, typer.Option("--task", help="The instruction sentence, where the template has {task}.")
+    str | None,
+    typer.Option("--task", help="The instruction sentence, where the template has {task}."),
 ]
 Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the repository's own code, as the file's maker did.")
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the repository's own code, as the file's maker did."
+    ),
 ]
 Like = Annotated[
     str | None,
-    option("Use the model, revision, template family, dimension and normalization of this vector file.", "--like"),
+    option(
+        "Use the model, revision, template family, dimension and normalization of this vector file.",
+        "--like",
+    ),
 ]
 Numbers = Annotated[DType, option("Model dtype; auto: bfloat16 where it is faster.", "--dtype")]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device")]
-TextColumn = Annotated[str, option("The column to embed; doc.text is a path into objects.", "--text-column")]
+TextColumn = Annotated[
+    str, option("The column to embed; doc.text is a path into objects.", "--text-column")
+]
 VectorColumn = Annotated[
-    str | None, typer.Option("--embedding-column", help="The vector column, where there are several.")
+    str | None,
+    typer.Option("--embedding-column", help="The vector column, where there are several."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, option("No progress and no summary; warnings and errors only.", "--quiet", "-q")]
+Quiet = Annotated[
+    bool, option("No progress and no summary; warnings and errors only.", "--quiet", "-q")
+]
 
 
 def run_options(device: str, dtype: DType, **more: Any) -> RunOptions:

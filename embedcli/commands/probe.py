@@ -16,23 +16,37 @@ _MOST_IN_TABLE = 12
 
 
 def probe(
-    texts: Annotated[list[str] | None, typer.Argument(help="Words or sentences to look at.")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Words or sentences to look at.")
+    ] = None,
     instruction: Annotated[
-        list[str] | None, typer.Option("--instruction", "-i", help="An instruction to try; may be repeated.")
+        list[str] | None,
+        typer.Option("--instruction", "-i", help="An instruction to try; may be repeated."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--input", help="The texts from a file instead: JSONL or Parquet; - is stdin.")
+        str | None,
+        typer.Option(
+            "--input", help="The texts from a file instead: JSONL or Parquet; - is stdin."
+        ),
     ] = None,
     text_column: options.TextColumn = "text",
-    label: Annotated[str | None, typer.Option("--label", help="A column that says what each text is.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="A column that says what each text is.")
+    ] = None,
     pairs: Annotated[
-        str | None, typer.Option("--pairs", help="Two columns of texts that mean the same: de,en. Goes with --input.")
+        str | None,
+        typer.Option(
+            "--pairs", help="Two columns of texts that mean the same: de,en. Goes with --input."
+        ),
     ] = None,
     plot: Annotated[
-        list[str] | None, typer.Option("--plot", help="Draw it: a .png, .svg or .pdf; may be repeated.")
+        list[str] | None,
+        typer.Option("--plot", help="Draw it: a .png, .svg or .pdf; may be repeated."),
     ] = None,
     as_json: options.AsJson = False,
-    role: Annotated[str, options.option("Whose template takes the instruction.", "--role")] = "query",
+    role: Annotated[
+        str, options.option("Whose template takes the instruction.", "--role")
+    ] = "query",
     model: options.Model = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -42,12 +56,13 @@ def probe(
     dtype: options.Numbers = "auto",
     device: options.Device = "auto",
 ) -> int:
-    """Show what instructions do to a model: cosines, how far texts move, pairs, a projection; with and without.
+    """Show what instructions do to a model: cosines, how far texts move, pairs, a projection; with
+    and without.
 
-    Example: embedcli probe warm hot cold philosophy -i "Classify a given temperature by its sensation."
+    Example: embedcli probe warm hot cold philosophy -i "Classify a temperature by its sensation."
 
-    Exit codes: 0 done; 2 texts or options missing; 65 bad data; 66 input missing; 73 the picture can't be written; 78
-    model or template unusable, or matplotlib missing.
+    Exit codes: 0 done; 2 texts or options missing; 65 bad data; 66 input missing; 73 the picture
+    can't be written; 78 model or template unusable, or matplotlib missing.
     """
     from embedcli.analysis import plots
     from embedcli.analysis.probe import probe as probe_texts
@@ -56,21 +71,34 @@ def probe(
     for path in plot or ():
         plots.check_name(path)
     probed = _read_texts(texts, source, text_column, label, pairs)
-    request = ModelRequest(model, revision, trust_remote_code, template, max_length=max_length, dim=dim)
+    request = ModelRequest(
+        model, revision, trust_remote_code, template, max_length=max_length, dim=dim
+    )
     run = options.run_options(device, dtype)
     name, views = probe_texts(probed, request, role, instruction or (), run)
     if plot:
         plots.draw(plot, probed, views, name)
     if as_json:
-        value = {"model": name, "texts": probed.texts, "labels": probed.labels, "pairs": probed.pairs}
-        console.result(json.dumps(value | {"views": [view.to_json() for view in views]}, ensure_ascii=False))
+        value = {
+            "model": name,
+            "texts": probed.texts,
+            "labels": probed.labels,
+            "pairs": probed.pairs,
+        }
+        console.result(
+            json.dumps(value | {"views": [view.to_json() for view in views]}, ensure_ascii=False)
+        )
     else:
         _print(probed, views)
     return EXIT_OK
 
 
 def _read_texts(
-    texts: list[str] | None, source: str | None, text_column: str, label: str | None, pairs: str | None
+    texts: list[str] | None,
+    source: str | None,
+    text_column: str,
+    label: str | None,
+    pairs: str | None,
 ) -> "Probed":
     from embedcli.analysis import queries
     from embedcli.analysis.probe import Probed
@@ -83,7 +111,9 @@ def _read_texts(
             raise UsageError("--label and --pairs name columns: they go with --input")
         return Probed(list(texts or ()))
     if pairs is None:
-        read = queries.read_texts(source, InputOptions(text_column, fields=(label,) if label else ()))
+        read = queries.read_texts(
+            source, InputOptions(text_column, fields=(label,) if label else ())
+        )
         return Probed(read.texts, [str(value) for value in read.fields[label]] if label else [])
     names = options.names(pairs)
     if len(names) != 2 or label:
@@ -96,7 +126,9 @@ def _read_texts(
 def _print(probed: "Probed", views: "list[View]") -> None:
     if len(probed.texts) <= _MOST_IN_TABLE and not probed.pairs:
         for view in views:
-            console.result(console.safe(f"{view.name}: {json.dumps(view.template, ensure_ascii=False)}"))
+            console.result(
+                console.safe(f"{view.name}: {json.dumps(view.template, ensure_ascii=False)}")
+            )
             rows = [
                 [text[:40], *(f"{value:.3f}" for value in line), f"{moved:.3f}"]
                 for text, line, moved in zip(probed.texts, view.cosines, view.moved, strict=True)
@@ -112,7 +144,12 @@ def _print(probed: "Probed", views: "list[View]") -> None:
 def _summary(view: "View") -> list[str]:
     n = len(view.cosines)
     mean = (view.cosines.sum() - view.cosines.trace()) / (n * (n - 1))
-    row = [view.name, f"{mean:.3f}", f"{view.moved.mean():.3f}", *(f"{share:.0%}" for share in view.shares)]
+    row = [
+        view.name,
+        f"{mean:.3f}",
+        f"{view.moved.mean():.3f}",
+        *(f"{share:.0%}" for share in view.shares),
+    ]
     if view.partners is not None:
         return [*row, f"{view.partners[0]:.0%}, {view.partners[1]:.0%}"]
     return row if view.same_label is None else [*row, f"{view.same_label:.0%}"]

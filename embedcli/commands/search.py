@@ -21,21 +21,34 @@ def search(
     index: Annotated[str, typer.Argument(help="A file or folder of vectors that encode wrote.")],
     texts: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
     queries: Annotated[
-        str | None, typer.Option("--queries", help="A file of them: JSONL, Parquet, or what encode wrote; - is stdin.")
+        str | None,
+        typer.Option(
+            "--queries", help="A file of them: JSONL, Parquet, or what encode wrote; - is stdin."
+        ),
     ] = None,
-    more: Annotated[list[str] | None, typer.Option("--also", help="A further file of vectors to search in.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Option("--also", help="A further file of vectors to search in.")
+    ] = None,
     k: Annotated[int, typer.Option("-k", help="How many rows to find for each.", min=1)] = 10,
     where: Annotated[
-        str | None, typer.Option("--where", help="Only rows of this SQL condition: \"lang = 'de'\".")
+        str | None,
+        typer.Option("--where", help="Only rows of this SQL condition: \"lang = 'de'\"."),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option("--columns", help="Columns to show, separated by commas. Default: all.")
+        str | None,
+        typer.Option("--columns", help="Columns to show, separated by commas. Default: all."),
     ] = None,
     as_json: Annotated[
-        bool | None, typer.Option("--json/--table", help="Default: a table on a terminal, JSON lines in a pipe.")
+        bool | None,
+        typer.Option(
+            "--json/--table", help="Default: a table on a terminal, JSON lines in a pipe."
+        ),
     ] = None,
     role: Annotated[
-        str | None, typer.Option("--role", help="The role of what is looked for. Default: query, for passages.")
+        str | None,
+        typer.Option(
+            "--role", help="The role of what is looked for. Default: query, for passages."
+        ),
     ] = None,
     model: options.LikeModel = None,
     revision: options.LikeRevision = None,
@@ -51,8 +64,8 @@ def search(
 
     Example: embedcli search corpus.passage.parquet "how do tides work"
 
-    Exit codes: 0 done; 2 a condition or column that isn't there; 65 not a file of vectors; 66 no such file; 78 vectors
-    of another space, or in a role that isn't meant.
+    Exit codes: 0 done; 2 a condition or column that isn't there; 65 not a file of vectors; 66 no
+    such file; 78 vectors of another space, or in a role that isn't meant.
     """
     from embedcli.analysis import search as exact
     from embedcli.analysis.queries import QueryEncoder

@@ -51,10 +51,17 @@ def _as_json(family: "Family") -> dict[str, object]:
 
 def show(
     model: Annotated[
-        str | None, typer.Argument(help="org/name, ./folder, hash:64, a family's name. Default: the embedded model.")
+        str | None,
+        typer.Argument(
+            help="org/name, ./folder, hash:64, a family's name. Default: the embedded model."
+        ),
     ] = None,
-    template: Annotated[str | None, typer.Option("--template", help="A template file or a family's name.")] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", help="A template file or a family's name.")
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")
+    ] = None,
 ) -> int:
     """Show a model's templates and pipeline, and where each fact comes from. Fetches nothing.
 
@@ -77,25 +84,35 @@ def show(
         raise ConfigurationError(f"unknown model {model}", missing)
     rows = [("model", files.id if files else str(model))]
     if family is not None:
-        rows += [(f"role {role}", f"{string}  (family {family.name})") for role, string in family.roles.items()]
+        rows += [
+            (f"role {role}", f"{string}  (family {family.name})")
+            for role, string in family.roles.items()
+        ]
         rows += [("task", f"{family.task}  (family {family.name})")] if family.task else []
         rows += [("adapter", f"{role}: {folder}") for role, folder in family.adapters.items()]
         rows += [("not verified", unsure) for unsure in family.unsure]
         rows += [("source", family.source)]
     else:
-        rows += [(f"role {role}", f"{prompt}{{text}}  (the model's own prompts)") for role, prompt in prompts.items()]
+        rows += [
+            (f"role {role}", f"{prompt}{{text}}  (the model's own prompts)")
+            for role, prompt in prompts.items()
+        ]
     console.table([*rows, *_pipeline(files, family, missing)], to_stdout=True)
     return EXIT_OK
 
 
-def _pipeline(files: "ModelFiles | None", family: "Family | None", missing: str) -> list[tuple[str, str]]:
+def _pipeline(
+    files: "ModelFiles | None", family: "Family | None", missing: str
+) -> list[tuple[str, str]]:
     """Return the pipeline's facts with their origin; the family's alone where the model isn't at hand."""
     from embedcli.models.facts import FamilyFacts
     from embedcli.models.spec import read_spec
 
     facts = family.facts if family else FamilyFacts()
     origin = f"family {family.name}" if family else ""
-    stated = [(name, f"{value}  ({origin})") for name, value in asdict(facts).items() if value is not None]
+    stated = [
+        (name, f"{value}  ({origin})") for name, value in asdict(facts).items() if value is not None
+    ]
     if files is None:
         return [*stated, ("files", f"not at hand: {missing}")]
     try:
@@ -119,14 +136,22 @@ def render(
     model: Annotated[str, typer.Argument(help="org/name, ./folder, hash:64, or a family's name.")],
     text: Annotated[str, typer.Argument(help="The text.")],
     role: Annotated[str, typer.Option("--role", help="query, passage, or a role the model names.")],
-    task: Annotated[str | None, typer.Option("--task", help="The instruction, where the template has {task}.")] = None,
-    template: Annotated[str | None, typer.Option("--template", help="A string, a file, or a family's name.")] = None,
-    fields: Annotated[
-        list[str] | None, typer.Option("--field", help="title=Moon: a column that the template names.")
+    task: Annotated[
+        str | None, typer.Option("--task", help="The instruction, where the template has {task}.")
     ] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Load the model's tokenizer and show the token ids.")] = False,
+    template: Annotated[
+        str | None, typer.Option("--template", help="A string, a file, or a family's name.")
+    ] = None,
+    fields: Annotated[
+        list[str] | None,
+        typer.Option("--field", help="title=Moon: a column that the template names."),
+    ] = None,
+    ids: Annotated[
+        bool, typer.Option("--ids", help="Load the model's tokenizer and show the token ids.")
+    ] = False,
 ) -> int:
-    """Show exactly what a text becomes: the string as JSON, so that spaces and newlines are seen, and its token ids.
+    """Show exactly what a text becomes: the string as JSON, so that spaces and newlines are seen,
+    and its token ids.
 
     Example: embedcli templates render intfloat/e5-base-v2 "how do tides work" --role query
 
@@ -145,7 +170,9 @@ def render(
     prompts = read_prompts(files) if files else {}
     chosen = families.choose_template(model, role, task, template, family, prompts)
     values = dict(field.partition("=")[::2] for field in fields or ())
-    rendered, faults = templates.render(chosen, [text], {name: [values.get(name)] for name in chosen.fields})
+    rendered, faults = templates.render(
+        chosen, [text], {name: [values.get(name)] for name in chosen.fields}
+    )
     if faults:
         raise UsageError(faults[0].reason, f"--field {chosen.fields[0]}=...")
     console.result(json.dumps(rendered.strings[0], ensure_ascii=False))

@@ -16,13 +16,20 @@ if TYPE_CHECKING:
 def verify(
     file: Annotated[str, typer.Argument(help="A file or folder of vectors that encode wrote.")],
     sample: Annotated[
-        str, typer.Option("--sample", help="How many rows to encode again; all; 0 for none, without a model.")
+        str,
+        typer.Option(
+            "--sample", help="How many rows to encode again; all; 0 for none, without a model."
+        ),
     ] = "200",
     corpus: Annotated[
-        str | None, typer.Option("--corpus", help="The corpus: is every text of it here, and none besides?")
+        str | None,
+        typer.Option("--corpus", help="The corpus: is every text of it here, and none besides?"),
     ] = None,
     least_cosine: Annotated[
-        float | None, typer.Option("--least-cosine", help="Default: 0.9999 for float32, 0.99 for half precision.")
+        float | None,
+        typer.Option(
+            "--least-cosine", help="Default: 0.9999 for float32, 0.99 for half precision."
+        ),
     ] = None,
     text_column: options.TextColumn = "text",
     embedding_column: options.VectorColumn = None,
@@ -37,8 +44,8 @@ def verify(
 
     Example: embedcli verify corpus.passage.parquet
 
-    Exit codes: 0 all is well; 2 options; 65 something is damaged, stale, or not what the model gives; 66 no such file;
-    78 the model isn't there.
+    Exit codes: 0 all is well; 2 options; 65 something is damaged, stale, or not what the model
+    gives; 66 no such file; 78 the model isn't there.
     """
     from pathlib import Path
 
@@ -70,5 +77,9 @@ def _print(verdict: "Verdict") -> None:
     marks = {True: "ok", False: "BAD", None: "-"}
     rows = [(f"{marks[check.good]:<3}  {check.name}", check.result) for check in verdict.checks]
     bad = sum(check.good is False for check in verdict.checks)
-    result = f"not what it says: {bad} of {len(rows)} checks failed" if bad else "the file is what it says"
+    result = (
+        f"not what it says: {bad} of {len(rows)} checks failed"
+        if bad
+        else "the file is what it says"
+    )
     console.table([*rows, (f"{marks[verdict.good]:<3}  verdict", result)], to_stdout=True)

@@ -15,9 +15,11 @@ _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def safe(text: object, limit: int | None = None) -> str:
-    """A string fit for a terminal: control, format and surrogate characters escaped, cut to `limit` characters.
+    """A string fit for a terminal: control, format and surrogate characters escaped, cut to `limit`
+    characters.
 
-    C0, C1, bidirectional marks and other invisible ones could move the cursor, hide text or reorder it.
+    C0, C1, bidirectional marks and other invisible ones could move the cursor, hide text or reorder
+    it.
     """
     string = str(text)
     if limit is not None and len(string) > limit:
@@ -35,14 +37,22 @@ def _escaped(character: str) -> str:
         return " "
     if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 def console_of(to_stdout: bool = False) -> Console:
     """Rich's console on standard error, or on standard output."""
     stream = sys.stdout if to_stdout else sys.stderr
     # `2>&-` leaves no stream at all
-    return Console(file=stream or open(os.devnull, "w"), highlight=False, markup=False, soft_wrap=True)
+    return Console(
+        file=stream or open(os.devnull, "w"), highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def is_terminal() -> bool:
@@ -51,7 +61,10 @@ def is_terminal() -> bool:
 
 
 def _tell(*words: Text) -> None:
-    """A line on standard error. Where nobody can read it, the run's end and its code stay what they are."""
+    """A line on standard error.
+
+    Where nobody can read it, the run's end and its code stay what they are.
+    """
     with contextlib.suppress(OSError):
         console_of().print(Text.assemble(*words))
 
@@ -102,7 +115,9 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = [[safe(cell) for cell in row] for row in (header, *rows)]
     widths = [max(map(cell_len, column)) for column in zip(*table, strict=True)]
     for row in table:
-        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)]
+        padded = [
+            cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)
+        ]
         result("  ".join(padded).rstrip())
 
 

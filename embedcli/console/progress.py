@@ -5,7 +5,14 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from embedcli.console import console_of, duration, is_terminal, safe, say, warn
 
@@ -54,7 +61,11 @@ class _Pace:
 
     @property
     def seconds_left(self) -> float:
-        return (time.monotonic() - self._start) / max(1, self.rows - self._first) * (self.total - self.rows)
+        return (
+            (time.monotonic() - self._start)
+            / max(1, self.rows - self._first)
+            * (self.total - self.rows)
+        )
 
 
 class _Lines(_Silent):
@@ -113,7 +124,11 @@ class _Bar(_Silent):
                 if len(self._workers) == _SHOWN_WORKERS:
                     continue
                 self._workers[heartbeat.worker] = self._progress.add_task("", total=None, speed="")
-            what = f"{heartbeat.stage} unit {heartbeat.unit}" if heartbeat.unit is not None else heartbeat.stage
+            what = (
+                f"{heartbeat.stage} unit {heartbeat.unit}"
+                if heartbeat.unit is not None
+                else heartbeat.stage
+            )
             line = f"  {heartbeat.worker} {heartbeat.device}: {what}"
             shown = heartbeat.unit is not None
             self._progress.update(
@@ -127,7 +142,9 @@ class _Bar(_Silent):
 
 @contextlib.contextmanager
 def listening(quiet: bool) -> Iterator[_Silent]:
-    """Listen to a run: a bar on a terminal, a line every 30 seconds elsewhere, nothing but warnings if quiet."""
+    """Listen to a run: a bar on a terminal, a line every 30 seconds elsewhere, nothing but warnings
+    if quiet.
+    """
     if quiet:
         yield _Silent()
     elif not is_terminal():

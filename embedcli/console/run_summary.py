@@ -8,64 +8,108 @@ from embedcli.console import duration, safe, size, table
 if TYPE_CHECKING:
     from embedcli.run import Preview, Summary
 
-_SHOWN = 200
+_EXAMPLE_LENGTH = 200
+# Stages that took less are not told.
+_TOLD_SECONDS = 0.05
+
+Rows = Iterator[tuple[str, str]]
 
 
 def print_summary(run: "Summary") -> None:
-    """Print what was asked of a run, what came of it, how fast, and where it is."""
-    table([row for row in _summary_rows(run) if row[1]])
+    """Print what was asked of a run, what came of it, and how fast. Rows without a value are left out."""
+    rows = [*_recipe_rows(run), *_count_rows(run), *_observation_rows(run), *_speed_rows(run)]
+    table([row for row in rows if row[1]])
 
 
-def _summary_rows(run: "Summary") -> Iterator[tuple[str, str]]:
-    counts, space, seconds = run.counts, run.recipe.space, run.seconds
-    version = space.revision or (f"sha256 {space.weights[:16]}…" if space.weights else "")
+def _recipe_rows(run: "Summary") -> Rows:
+    space, template = run.recipe.space, run.recipe.template
+    version = space.revision
+    if not version and space.weights:
+        version = f"sha256 {space.weights[:16]}…"
     yield "model", f"{space.model}  {version}".rstrip()
-    plain = run.recipe.template == "{text}"
-    yield "role", f"{run.recipe.role}  ({'no instruction for this model; ' if plain else ''}{run.template_source})"
-    yield "template", "" if plain else run.recipe.template
-    yield "example", safe(run.example, _SHOWN)
+    if template == "{text}":
+        yield "role", f"{run.recipe.role}  (no instruction for this model; {run.template_source})"
+    else:
+        yield "role", f"{run.recipe.role}  ({run.template_source})"
+        yield "template", template
+    yield "example", safe(run.example, _EXAMPLE_LENGTH)
+
+
+def _count_rows(run: "Summary") -> Rows:
+    counts = run.counts
     yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
     if run.update:
-        changes = (counts.reused + counts.resumed, counts.embedded, counts.removed, counts.rejected)
-        names = ("unchanged", "embedded", "removed", "rejected")
-        told = ", ".join(f"{count:,} {name}" for count, name in zip(changes, names, strict=True))
-        yield "update", f"{told}{'' if run.published else '; the output stays as it is'}"
-    yield "resumed", f"{counts.resumed:,} rows were finished by an interrupted run" if counts.resumed else ""
-    yield "duplicates", f"{counts.duplicates:,} rows repeat a text of their unit" if counts.duplicates else ""
-    yield "restarts", f"{run.restarts:,} workers died and were restarted" if run.restarts else ""
-    cut = f"{counts.truncated:,} of {counts.rows_out:,} rows at {run.recipe.max_length} tokens"
-    yield "truncated", cut if counts.truncated else "none"
-    yield "blank", f"{counts.blank:,} texts" if counts.blank else ""
-    yield "prefixed", f"{counts.prefixed:,} texts start with the template's prefix already" if counts.prefixed else ""
+        unchanged = counts.reused + counts.resumed
+        changes = (
+            f"{unchanged:,} unchanged, {counts.embedded:,} embedded, {counts.removed:,} removed"
+        )
+        kept = "" if run.published else "; the output stays as it is"
+        yield "update", f"{changes}, {counts.rejected:,} rejected{kept}"
+    if counts.resumed:
+        yield "resumed", f"{counts.resumed:,} rows were finished by an interrupted run"
+    if counts.duplicates:
+        yield "duplicates", f"{counts.duplicates:,} rows repeat a text of their unit"
+    if run.restarts:
+        yield "restarts", f"{run.restarts:,} workers died and were restarted"
+
+
+def _observation_rows(run: "Summary") -> Rows:
+    counts = run.counts
+    if counts.truncated:
+        limit = run.recipe.max_length
+        yield "truncated", f"{counts.truncated:,} of {counts.rows_out:,} rows at {limit} tokens"
+    else:
+        yield "truncated", "none"
+    if counts.blank:
+        yield "blank", f"{counts.blank:,} texts"
+    if counts.prefixed:
+        yield "prefixed", f"{counts.prefixed:,} texts start with the template's prefix already"
+
+
+def _speed_rows(run: "Summary") -> Rows:
+    counts = run.counts
     if run.device:
-        several = f", {run.workers} processes" if run.workers > 1 else ""
         dtype = f"{run.dtype}, compiled" if run.compiled else run.dtype
-        yield "computed", f"{run.device}, {dtype}, {space.dim} dimensions{several}"
-    if encoding := seconds.get("encoding"):
-        encoding = max(1e-9, encoding / run.workers)
+        processes = f", {run.workers} processes" if run.workers > 1 else ""
+        yield "computed", f"{run.device}, {dtype}, {run.recipe.space.dim} dimensions{processes}"
+    encoding = run.seconds.get("encoding", 0.0) / run.workers
+    if encoding:
         padding = 1 - counts.encoded_tokens / max(1, counts.padded_tokens)
         speed = f"{counts.embedded / encoding:,.0f} rows/s, {counts.encoded_tokens / encoding:,.0f} tokens/s"
         yield "speed", f"{speed}, {padding:.1%} padding; limited by {run.limited_by}"
-    stages = ", ".join(
-        f"{name} {duration(seconds[name])}" for name in seconds if name != "total" and seconds[name] >= 0.05
-    )
-    stages += "; stages summed over processes" if stages and run.workers > 1 else ""
-    yield "time", f"{duration(seconds['total'])} ({stages})" if stages else duration(seconds["total"])
+    yield "time", _times(run)
+
+
+def _times(run: "Summary") -> str:
+    """Tell the time of the run and of its stages."""
+    stages = [
+        f"{name} {duration(seconds)}"
+        for name, seconds in run.seconds.items()
+        if name != "total" and seconds >= _TOLD_SECONDS
+    ]
+    total = duration(run.seconds["total"])
+    if not stages:
+        return total
+    summed = "; stages summed over processes" if run.workers > 1 else ""
+    return f"{total} ({', '.join(stages)}{summed})"
 
 
 def print_preview(run: "Preview") -> None:
     """Print what a run would do."""
-    disk = "" if run.free_bytes is None else f", of {size(run.free_bytes)} free"
+    free = "" if run.free_bytes is None else f", of {size(run.free_bytes)} free"
     table(
         [
             ("output", run.output),
             ("rows", f"{run.rows:,} in {run.units:,} units"),
             ("unchanged", f"{run.unchanged:,} rows whose vector is on disk"),
-            ("to embed", f"{run.to_embed:,} texts, about {run.tokens:,} tokens (by {run.sampled:,} texts)"),
+            (
+                "to embed",
+                f"{run.to_embed:,} texts, about {run.tokens:,} tokens (by {run.sampled:,} texts)",
+            ),
             ("duplicates", f"{run.duplicates:,} rows repeat one of these texts"),
             ("rejected", f"{run.rejected:,} rows, before a model has seen them"),
             ("size", f"output up to {size(run.output_bytes)}"),
-            ("disk", f"up to {size(run.needed_bytes)} to write{disk}"),
+            ("disk", f"up to {size(run.needed_bytes)} to write{free}"),
         ],
         to_stdout=True,
     )

@@ -1,6 +1,7 @@
 """Strings into vectors. Knows one model on one device; no files, ids, roles, ranks or progress bars.
 
-A backend is a row of BACKENDS and a module with three functions, which is imported when it is needed:
+A backend is a row of BACKENDS and a module with three functions, which is imported when it is
+needed:
 
     load(spec, options) -> Encoder
     count_tokens(spec, rendered) -> list[int]      what the model would see of each text
@@ -16,15 +17,25 @@ from embedcli.encoder.api import Encoded, Encoder, OnBatch
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
-__all__ = ["BACKENDS", "Backend", "Encoded", "Encoder", "OnBatch", "backend_of", "count_tokens", "load", "token_ids"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "Encoded",
+    "Encoder",
+    "OnBatch",
+    "backend_of",
+    "count_tokens",
+    "load",
+    "token_ids",
+]
 
 
 @dataclass(frozen=True)
 class Backend:
     """What runs a model.
 
-    module: where its functions are; needs_torch: is torch imported, and may CUDA devices be used; libraries: whose
-    versions are recorded with the vectors.
+    module: where its functions are; needs_torch: is torch imported, and may CUDA devices be used;
+    libraries: whose versions are recorded with the vectors.
     """
 
     module: str
@@ -69,6 +80,9 @@ def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
 
 
 def token_ids(spec: ModelSpec, rendered: Rendered) -> list[list[int]]:
-    """Return the ids that a model gets for each text, special ones included. Loads the tokenizer, not the weights."""
+    """Return the ids that a model gets for each text, special ones included.
+
+    Loads the tokenizer, not the weights.
+    """
     ids: list[list[int]] = backend_of(spec).functions.token_ids(spec, rendered)
     return ids

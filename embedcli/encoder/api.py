@@ -17,8 +17,9 @@ OnBatch = Callable[[int, int], None]
 class Encoded:
     """Vectors of n texts and what became of each.
 
-    vectors: float32 [n, dim]; tokens: int32 [n], what the model saw; truncated: bool [n]; padded: tokens computed,
-    padding included; failed: rows without a usable vector, and why (their vectors are zero).
+    vectors: float32 [n, dim]; tokens: int32 [n], what the model saw; truncated: bool [n]; padded:
+    tokens computed, padding included; failed: rows without a usable vector, and why (their vectors
+    are zero).
     """
 
     vectors: npt.NDArray[np.float32]
@@ -50,4 +51,7 @@ class Encoder(Protocol):
         """Return what `encode` takes: the texts as tokens. May run while another thread encodes."""
 
     def encode(self, prepared: Any, on_batch: OnBatch) -> Encoded:
-        """Encode prepared texts; vectors come in the order of the texts. `on_batch(rows, tokens)` reports progress."""
+        """Encode prepared texts; vectors come in the order of the texts.
+
+        `on_batch(rows, tokens)` reports progress.
+        """

@@ -15,39 +15,51 @@ Rows = npt.NDArray[np.intp]
 def batches(lengths: Lengths, budget: int) -> Iterator[Rows]:
     """Yield the rows of each batch: longest first, so that memory peaks at once and padding is least.
 
-    A batch holds as many rows as fit into `budget` tokens when padded to its longest; always at least one.
+    A batch holds as many rows as fit into `budget` tokens when padded to its longest; always at
+    least one.
     """
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        rows = max(1, budget // max(1, int(lengths[order[start]])))
-        yield order[start : start + rows]
-        start += rows
+        longest = max(1, int(lengths[order[start]]))
+        count = max(1, budget // longest)
+        yield order[start : start + count]
+        start += count
 
 
 def packs(lengths: Lengths, budget: int) -> Iterator[Rows]:
-    """Yield the rows of each pack: together at most `budget` tokens, longest first, equal lengths side by side.
+    """Yield the rows of each pack: together at most `budget` tokens, longest first, equal lengths
+    side by side.
 
-    What the longest texts leave free is filled with the longest that still fit (best-fit decreasing), so that packs
-    are full but for the last. A text longer than the budget has a pack of its own.
+    Best-fit decreasing: what the longest texts leave free is filled with the longest that still
+    fit, so that packs are full but for the last. A text longer than the budget has a pack of its
+    own.
     """
+    # Rows from the longest to the shortest; those of one length follow one another.
     order = np.argsort(-lengths, kind="stable")
-    sizes, firsts, left = np.unique(-lengths[order], return_index=True, return_counts=True)
-    sizes = -sizes  # falling; firsts: where the rows of that length that are left begin in `order`
-    while left.any():
-        room, pack = max(budget, int(sizes[np.flatnonzero(left)[0]])), []
-        while room > 0 and len(fitting := np.flatnonzero((left > 0) & (sizes <= room))):
-            best = fitting[0]
-            rows = min(int(left[best]), room // int(sizes[best]))
-            pack.append(order[firsts[best] : firsts[best] + rows])
-            firsts[best], left[best], room = firsts[best] + rows, left[best] - rows, room - rows * int(sizes[best])
+    sizes, next_row, remaining = np.unique(-lengths[order], return_index=True, return_counts=True)
+    sizes = -sizes  # falling
+    while remaining.any():
+        longest = int(sizes[np.flatnonzero(remaining)[0]])
+        room = max(budget, longest)
+        pack = []
+        while room > 0:
+            fitting = np.flatnonzero((remaining > 0) & (sizes <= room))
+            if not len(fitting):
+                break
+            size = fitting[0]  # the longest that fits
+            count = min(int(remaining[size]), room // int(sizes[size]))
+            pack.append(order[next_row[size] : next_row[size] + count])
+            next_row[size] += count
+            remaining[size] -= count
+            room -= count * int(sizes[size])
         yield np.concatenate(pack)
 
 
-def groups(lengths: Lengths) -> list[tuple[int, int]]:
-    """Runs of equal lengths: how many texts, and how long each."""
+def length_groups(lengths: Lengths) -> list[tuple[int, int]]:
+    """Return runs of equal lengths: how many texts, and how long each."""
     if not len(lengths):
         return []
-    edges = np.flatnonzero(np.diff(lengths)) + 1
-    counts = np.diff(np.concatenate([[0], edges, [len(lengths)]]))
-    return list(zip(counts.tolist(), lengths[np.concatenate([[0], edges])].tolist(), strict=True))
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(lengths)) + 1])
+    counts = np.diff(np.concatenate([starts, [len(lengths)]]))
+    return list(zip(counts.tolist(), lengths[starts].tolist(), strict=True))

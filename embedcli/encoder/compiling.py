@@ -1,8 +1,9 @@
 """A transformer compiled for packs of one size, with its weights frozen, and when that pays.
 
-On CPUs with matrix tiles (AMX) the compiler writes kernels of its own for them: packs of MiniLM go 4 times as fast
-as in float32, also on virtual machines whose tiles the libraries can't use (see environment). Of kernels to choose from
-there is one only: choosing by time, as compilers like to, would make the bytes depend on the time.
+On CPUs with matrix tiles (AMX) the compiler writes kernels of its own for them: packs of MiniLM go
+4 times as fast as in float32, also on virtual machines whose tiles the libraries can't use (see
+environment). Of kernels to choose from there is one only: choosing by time, as compilers like to,
+would make the bytes depend on the time.
 """
 
 import os
@@ -25,12 +26,18 @@ _PAYING_TOKENS_WITH_TILES = 10_000_000
 
 
 def pays(options: RunOptions, device: torch.device) -> bool:
-    """Is compiled code asked for, or does it pay? Under `auto` on CPUs with tiles alone: nothing else was measured."""
+    """Is compiled code asked for, or does it pay? Under `auto` on CPUs with tiles alone: nothing
+    else was measured.
+    """
     if options.compile in ("on", "off"):
         return options.compile == "on"
     if options.compile == "if-possible":
         return device.type == "cpu" and environment.announces_tiles() and has_compiler()
-    if device.type != "cpu" or options.dtype not in _PAYING_TOKENS or not environment.announces_tiles():
+    if (
+        device.type != "cpu"
+        or options.dtype not in _PAYING_TOKENS
+        or not environment.announces_tiles()
+    ):
         return False
     paying = _PAYING_TOKENS_WITH_TILES if environment.has_tiles() else _PAYING_TOKENS[options.dtype]
     return has_compiler() and (options.expected_tokens or 0) >= paying
@@ -42,7 +49,9 @@ def has_compiler() -> bool:
 
 
 def _keep_code() -> None:
-    """Compiled code is kept beside other tools' caches, closed to other users, not in the common temporary folder."""
+    """Compiled code is kept beside other tools' caches, closed to other users, not in the common
+    temporary folder.
+    """
     try:
         cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     except RuntimeError:  # a user without a home
@@ -51,7 +60,10 @@ def _keep_code() -> None:
 
 
 def compile_model(transformer: Any, run: Callable[[Any], object]) -> Any:
-    """The transformer compiled; `run` runs it on a pack, once. Raises ConfigurationError where that isn't possible."""
+    """The transformer compiled; `run` runs it on a pack, once.
+
+    Raises ConfigurationError where that isn't possible.
+    """
     _keep_code()
     from torch._inductor import config
 

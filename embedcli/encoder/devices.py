@@ -16,14 +16,20 @@ _CUDA_BATCH_TOKENS, _CUDA_SHARE = 65_536, 0.25
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:1`. Raises DeviceError where there is none of that name."""
+    """The device for `auto`, `cpu`, `cuda` or `cuda:1`.
+
+    Raises DeviceError where there is none of that name.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise DeviceError(f"--device {name}: this machine shows {count} CUDA devices", "--device cpu runs anywhere")
+            raise DeviceError(
+                f"--device {name}: this machine shows {count} CUDA devices",
+                "--device cpu runs anywhere",
+            )
     return device
 
 
@@ -39,11 +45,17 @@ def choose_dtype(name: str, device: torch.device, compiled: bool = False) -> tor
 
 
 def choose_batch_tokens(device: torch.device, transformer: nn.Module) -> int:
-    """Tokens per batch: what a CPU's caches hold; what a share of a GPU's free memory holds of a layer's states."""
+    """Tokens per batch: what a CPU's caches hold; what a share of a GPU's free memory holds of a
+    layer's states.
+    """
     if device.type != "cuda":
         return _CPU_BATCH_TOKENS
     config: Any = transformer.config
-    width = 8 * config.hidden_size + 3 * getattr(config, "intermediate_size", 4 * config.hidden_size)
+    width = 8 * config.hidden_size + 3 * getattr(
+        config, "intermediate_size", 4 * config.hidden_size
+    )
     free, _ = torch.cuda.mem_get_info(device)
     size = next(transformer.parameters()).element_size()
-    return max(1024, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * free / (width * size))) // 1024 * 1024)
+    return max(
+        1024, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * free / (width * size))) // 1024 * 1024
+    )

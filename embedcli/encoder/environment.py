@@ -1,8 +1,9 @@
 """What must be settled before torch is imported. Imports no torch itself.
 
-A trap of virtual machines: matrix tiles (AMX) that are announced but not described. oneDNN reads the tiles' shapes
-from CPUID leaves 0x1D and 0x1E. Some hypervisors pass the AMX flags on and cut those leaves off; oneDNN then
-configures no tile, and the first bfloat16 product ends the process with SIGILL.
+A trap of virtual machines: matrix tiles (AMX) that are announced but not described. oneDNN reads
+the tiles' shapes from CPUID leaves 0x1D and 0x1E. Some hypervisors pass the AMX flags on and cut
+those leaves off; oneDNN then configures no tile, and the first bfloat16 product ends the process
+with SIGILL.
 """
 
 import os
@@ -22,7 +23,10 @@ def prepare() -> None:
 
 
 def has_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """True where bfloat16 products run on tiles. (Without them they are slower than float32: measured 0.6 times.)"""
+    """True where bfloat16 products run on tiles.
+
+    (Without them they are slower than float32: measured 0.6 times.)
+    """
     announced, described = _tiles(cpuinfo)
     return announced and described
 

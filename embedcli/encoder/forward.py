@@ -1,7 +1,10 @@
-"""Token ids into vectors: batches through the transformer, pooling, layers, cut and normalization."""
+"""Token ids into vectors: batches through the transformer, pooling, layers, truncation and
+normalization.
+"""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +12,7 @@ import torch
 from torch import Tensor
 
 from embedcli.encoder.api import Encoded, OnBatch
-from embedcli.encoder.batching import Rows, batches, groups, packs
+from embedcli.encoder.batching import Lengths, Rows, batches, length_groups, packs
 from embedcli.encoder.model import LoadedModel
 from embedcli.encoder.packing import unpacked
 from embedcli.encoder.pooling import POOLINGS
@@ -35,7 +38,7 @@ class TorchEncoder:
 
     @property
     def dtype(self) -> str:
-        """The number format of the weights."""
+        """The dtype of the weights."""
         return str(self._model.dtype).removeprefix("torch.")
 
     @property
@@ -44,7 +47,7 @@ class TorchEncoder:
         return self._model.compiled is not None
 
     def count_tokens(self, strings: list[str]) -> list[int]:
-        """Tokens of each string, special ones included, nothing cut."""
+        """Count the tokens of each string, special ones included, untruncated."""
         return self._model.tokenizer.count(strings)
 
     def prepare(self, rendered: Rendered) -> Tokens:
@@ -53,59 +56,72 @@ class TorchEncoder:
 
     @torch.inference_mode()
     def encode(self, prepared: Tokens, on_batch: OnBatch) -> Encoded:
-        """Encode texts to float32 [n, dim], in the order given. Vectors leave the device once, at the end."""
-        model, tokens, lengths = self._model, prepared, prepared.lengths
+        """Encode texts to float32 [n, dim], in the order given.
+
+        Vectors leave the device once, at the end.
+        """
+        model, lengths = self._model, prepared.lengths
         vectors = torch.zeros((len(lengths), model.spec.dim), device=model.device)
         padded = 0
         # Some tokenizers add no special tokens: an empty text has nothing that a model could look at.
-        failed = dict.fromkeys(np.flatnonzero(lengths == 0).tolist(), "it has no tokens: this tokenizer adds none")
+        failed = dict.fromkeys(
+            np.flatnonzero(lengths == 0).tolist(), "it has no tokens: this tokenizer adds none"
+        )
         on_batch(len(failed), 0)
         pending = self._batches(lengths, np.flatnonzero(lengths))
         while pending:
             rows = pending.pop()
-            found = _if_it_fits(partial(embed, model, tokens, rows))
-            if found is None and len(rows) > 1:
+            embedded = _if_it_fits(partial(embed, model, prepared, rows))
+            if embedded is None and len(rows) > 1:
+                # Halve the budget for good, and cut all that is left anew.
                 self._budget = int(lengths[rows].sum()) // 2
                 pending = self._batches(lengths, np.concatenate([rows, *pending[::-1]]))
                 continue
-            if found is None:
-                failed[int(rows[0])] = f"its {lengths[rows[0]]} tokens don't fit into the device's memory"
+            if embedded is None:
+                failed[int(rows[0])] = (
+                    f"its {lengths[rows[0]]} tokens don't fit into the device's memory"
+                )
             else:
-                vectors[torch.from_numpy(rows).to(model.device)] = found
+                vectors[torch.from_numpy(rows).to(model.device)] = embedded
                 padded += model.computed_tokens(lengths[rows])
             on_batch(len(rows), int(lengths[rows].sum()))
-        failed |= self._repair(vectors, tokens, failed)
-        return Encoded(vectors.cpu().numpy(), lengths, tokens.truncated, padded, failed)
+        failed |= self._repair(vectors, prepared, failed)
+        return Encoded(vectors.cpu().numpy(), lengths, prepared.truncated, padded, failed)
 
-    def _batches(self, lengths: npt.NDArray[np.int32], rows: Rows) -> list[Rows]:
-        """The batches of some rows, the first one last; what can't be packed comes first."""
+    def _batches(self, lengths: Lengths, rows: Rows) -> list[Rows]:
+        """Return the batches of some rows, the first one last; what can't be packed comes first."""
         packable = self._model.can_pack(lengths[rows])
         packed, padded = rows[packable], rows[~packable]
-        return [
-            *(packed[some] for some in packs(lengths[packed], self._budget)),
-            *(padded[some] for some in batches(lengths[padded], self._budget)),
-        ][::-1]
+        ordered = [packed[batch] for batch in packs(lengths[packed], self._budget)]
+        ordered += [padded[batch] for batch in batches(lengths[padded], self._budget)]
+        return ordered[::-1]
 
-    def _repair(self, vectors: Tensor, tokens: Tokens, given_up: Mapping[int, str]) -> dict[int, str]:
-        """Try rows without a usable vector again, alone and in float32; those that stay unusable are zeroed."""
+    def _repair(
+        self, vectors: Tensor, tokens: Tokens, given_up: Mapping[int, str]
+    ) -> dict[int, str]:
+        """Try rows without a usable vector again, alone and in float32; those that stay unusable
+        are zeroed.
+        """
         failed: dict[int, str] = {}
-        for index in torch.nonzero(~usable(vectors)).flatten().tolist():
-            if index in given_up:
+        for row in torch.nonzero(~is_usable(vectors)).flatten().tolist():
+            if row in given_up:
                 continue
-            if tokens.skipped[index] >= tokens.lengths[index]:  # no format helps
-                failed[index] = "it has no token beside the prompt, and this model pools none of the prompt's"
+            if tokens.skipped[row] >= tokens.lengths[row]:  # no dtype helps
+                failed[row] = (
+                    "it has no token beside the prompt, and this model pools none of the prompt's"
+                )
                 continue
-            vector = _if_it_fits(partial(embed, self._model.in_float32, tokens, np.array([index])))
-            if vector is not None and usable(vector).item():
-                vectors[index] = vector[0]
+            vector = _if_it_fits(partial(embed, self._model.in_float32, tokens, np.array([row])))
+            if vector is not None and is_usable(vector).item():
+                vectors[row] = vector[0]
             else:
-                failed[index] = "the model gives no finite vector for it, in float32 neither"
+                failed[row] = "the model gives no finite vector for it, in float32 neither"
         vectors[list(failed)] = 0
         return failed
 
 
 def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
-    """What is computed, or None where the device's memory doesn't suffice."""
+    """Return what is computed, or None where the device's memory doesn't suffice."""
     try:
         return compute()
     except torch.OutOfMemoryError:
@@ -120,44 +136,57 @@ def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
 
 
 def embed(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
-    """One batch to vectors float32 [B, dim]."""
+    """Turn one batch into vectors float32 [B, dim]."""
     spec = model.spec
-    blocks = _packed if model.can_pack(tokens.lengths[rows]).all() else _padded
-    pooled = [
-        torch.cat([POOLINGS[name](model.latent(states), mask) for name in spec.pooling], dim=1)
-        for states, mask in blocks(model, tokens, rows)
-    ]
+    blocks = _packed_blocks if model.can_pack(tokens.lengths[rows]).all() else _padded_blocks
+    pooled = []
+    for states, mask in blocks(model, tokens, rows):
+        states = model.latent(states)
+        pooled.append(torch.cat([POOLINGS[name](states, mask) for name in spec.pooling], dim=1))
     vectors = model.layers(torch.cat(pooled))[:, : spec.dim]
     return torch.nn.functional.normalize(vectors, dim=1) if spec.normalize else vectors
 
 
-def _packed(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:
-    """A block for each length, from a pack."""
-    texts, row, start = groups(tokens.lengths[rows]), 0, 0
-    states = model.packed_states(tokens.rows(rows), texts)
-    skipped = torch.from_numpy(tokens.skipped[rows]).to(model.device)
-    for count, length in texts:
-        pooled = torch.arange(length, device=model.device) >= skipped[row : row + count, None]
-        yield states[start : start + count * length].unflatten(0, (count, length)), pooled.long()
-        row, start = row + count, start + count * length
+def _packed_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:
+    """Yield a block for each length, from a pack."""
+    groups = length_groups(tokens.lengths[rows])
+    states = model.packed_states(tokens.ids_of(rows), groups)  # [tokens, H]
+    skipped = torch.from_numpy(tokens.skipped[rows]).to(model.device)  # [n]
+    row = start = 0
+    for count, length in groups:
+        stop = start + count * length
+        is_pooled = (
+            torch.arange(length, device=model.device) >= skipped[row : row + count, None]
+        )  # [count, length]
+        yield states[start:stop].unflatten(0, (count, length)), is_pooled.long()
+        row += count
+        start = stop
 
 
-def _padded(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:
-    """One block, padded to its longest text on the model's side."""
-    lengths, tokenizer = tokens.lengths[rows, None], model.tokenizer
+def _padded_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:
+    """Yield one block, padded to its longest text on the model's side."""
+    lengths = tokens.lengths[rows, None]  # [n, 1]
     width = int(lengths.max())
-    places = np.arange(width) - (width - lengths if tokenizer.pads_left else 0)
-    mask = (places >= 0) & (places < lengths)
-    ids = np.full(mask.shape, tokenizer.pad_id, np.int64)
-    ids[mask] = tokens.rows(rows)
-    pooled = mask & (places >= tokens.skipped[rows, None])
-    on_device = [torch.from_numpy(values.astype(np.int64)).to(model.device) for values in (ids, mask, pooled)]
+    # The position of each token in its text: negative before it, beyond its length behind it.
+    positions = np.arange(width)
+    if model.tokenizer.pads_left:
+        positions = positions - (width - lengths)
+    is_token = (positions >= 0) & (positions < lengths)  # [n, width]
+    ids = np.full(is_token.shape, model.tokenizer.pad_id, np.int64)
+    ids[is_token] = tokens.ids_of(rows)
+    is_pooled = is_token & (positions >= tokens.skipped[rows, None])
     with unpacked(model.transformer, model.packing):
-        states = model.transformer(input_ids=on_device[0], attention_mask=on_device[1]).last_hidden_state
-    yield states, on_device[2]
+        states = model.transformer(
+            input_ids=_on_device(ids, model), attention_mask=_on_device(is_token, model)
+        ).last_hidden_state
+    yield states, _on_device(is_pooled, model)
 
 
-def usable(vectors: Tensor) -> Tensor:
-    """bool [B]: finite and not zero. Normalized vectors then have norm 1."""
+def _on_device(values: npt.NDArray[Any], model: LoadedModel) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(model.device)
+
+
+def is_usable(vectors: Tensor) -> Tensor:
+    """Tell which vectors are finite and not zero, bool [B]. Normalized ones then have norm 1."""
     norms = torch.linalg.vector_norm(vectors, dim=1)
     return torch.isfinite(norms) & (norms > 0)

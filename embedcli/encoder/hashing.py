@@ -1,7 +1,8 @@
-"""The built-in pseudo-model `hash:64`: vectors from a hash of the text, to test pipelines at full speed.
+"""The built-in pseudo-model `hash:64`: vectors from a hash of the text, to test pipelines at full
+speed.
 
-Its vectors mean nothing, but they are what a real model's are: a pure function of the text up to its max length,
-finite, of norm 1. A "token" is a run of non-blank characters. Imports no torch.
+Its vectors mean nothing, but they are what a real model's are: a pure function of the text up to
+its max length, finite, of norm 1. A "token" is a run of non-blank characters. Imports no torch.
 """
 
 import hashlib
@@ -26,7 +27,9 @@ def load(spec: ModelSpec, options: RunOptions) -> "HashEncoder":
 
 def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
     """Count the words that the pseudo-model would see of each text."""
-    return [min(count, spec.max_length) for count in HashEncoder(spec).count_tokens(rendered.strings)]
+    return [
+        min(count, spec.max_length) for count in HashEncoder(spec).count_tokens(rendered.strings)
+    ]
 
 
 def token_ids(spec: ModelSpec, rendered: Rendered) -> list[list[int]]:
@@ -62,7 +65,10 @@ class HashEncoder:
         truncated = np.zeros(count, dtype=np.bool_)
         for start in range(0, count, _ROWS_AT_ONCE):
             stop = min(count, start + _ROWS_AT_ONCE)
-            kept = [self._cut(*row) for row in zip(*(column[start:stop] for column in prepared), strict=True)]
+            kept = [
+                self._cut(*row)
+                for row in zip(*(column[start:stop] for column in prepared), strict=True)
+            ]
             tokens[start:stop] = [words for _, words, _ in kept]
             truncated[start:stop] = [cut for _, _, cut in kept]
             vectors[start:stop] = self._vectors([string for string, _, _ in kept])
@@ -70,7 +76,9 @@ class HashEncoder:
         return Encoded(vectors, tokens, truncated, padded=int(tokens.sum()))
 
     def _cut(self, string: str, start: int, stop: int) -> tuple[str, int, bool]:
-        """The string with its text cut so that at most max_length words are left, their number, and whether."""
+        """The string with its text cut so that at most max_length words are left, their number, and
+        whether.
+        """
         if len(string) < 2 * self._max_length:  # too short to hold more words
             return string, len(string.split()), False
         words = list(_WORD.finditer(string))

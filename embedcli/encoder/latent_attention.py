@@ -1,7 +1,8 @@
 """NV-Embed's block between token states and pooling (arXiv:2405.17428, section 3.1), in float32.
 
-Each token's state asks a trained dictionary of latent vectors, by cross attention, and goes through a gated
-feed-forward layer, both with residuals. Names of modules follow the keys of the published weights.
+Each token's state asks a trained dictionary of latent vectors, by cross attention, and goes through
+a gated feed-forward layer, both with residuals. Names of modules follow the keys of the published
+weights.
 """
 
 from collections.abc import Mapping
@@ -46,7 +47,9 @@ class _GatedGelu(nn.Module):
 class _FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(width, 8 * width), _GatedGelu(), nn.Linear(4 * width, width))
+        self.net = nn.Sequential(
+            nn.Linear(width, 8 * width), _GatedGelu(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         fed: Tensor = self.net(states)
@@ -81,7 +84,9 @@ class LatentAttention(nn.Module):
     def __init__(self, width: int, latents: int, heads: int, head_dim: int) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.zeros(latents, width))
-        self.cross_attend_blocks = nn.ModuleList([_CrossBlock(width, heads, head_dim), _FeedBlock(width)])
+        self.cross_attend_blocks = nn.ModuleList(
+            [_CrossBlock(width, heads, head_dim), _FeedBlock(width)]
+        )
 
     def forward(self, states: Tensor) -> Tensor:
         """Ask the latents, then feed forward; the result is float32."""
@@ -92,7 +97,8 @@ class LatentAttention(nn.Module):
 
 
 def load_latent_attention(config: Mapping[str, Any], path: Path) -> LatentAttention:
-    """Build the block from `latent_attention_config` and the keys `latent_attention_model.*` of the weights.
+    """Build the block from `latent_attention_config` and the keys `latent_attention_model.*` of the
+    weights.
 
     Raises ConfigurationError where they are missing or of other shapes.
     """
@@ -100,13 +106,20 @@ def load_latent_attention(config: Mapping[str, Any], path: Path) -> LatentAttent
     for file in sorted(path.glob("model*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as weights:
             names = [key for key in weights.keys() if key.startswith(_PREFIX)]  # noqa: SIM118 - not a dict
-            found |= {name.removeprefix(_PREFIX): weights.get_tensor(name).float() for name in names}
+            found |= {
+                name.removeprefix(_PREFIX): weights.get_tensor(name).float() for name in names
+            }
     try:
         block = LatentAttention(
-            config["latent_dim"], config["num_latents_value"], config["num_cross_heads"], config["cross_dim_head"]
+            config["latent_dim"],
+            config["num_latents_value"],
+            config["num_cross_heads"],
+            config["cross_dim_head"],
         )
         block.load_state_dict(found)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigurationError(f"{path}: its latent attention can't be loaded: {reason}") from None
+        raise ConfigurationError(
+            f"{path}: its latent attention can't be loaded: {reason}"
+        ) from None
     return block

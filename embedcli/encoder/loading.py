@@ -24,20 +24,24 @@ from embedcli.models.spec import ModelSpec
 
 # Parts of a spec that an embedding never uses: heads for other tasks, and buffers of older versions.
 _UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "classifier.")
-_MISFIT = "the config names another model class than the weights were made for, or a file is damaged"
+_MISFIT = (
+    "the config names another model class than the weights were made for, or a file is damaged"
+)
 
 
 def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
     """Load the transformer, the layers after it and the tokenizer; compile where that is wanted.
 
-    Raises ConfigurationError where they don't belong together, or where `--compile on` can't be had; DeviceError where
-    the device isn't there.
+    Raises ConfigurationError where they don't belong together, or where `--compile on` can't be
+    had; DeviceError where the device isn't there.
     """
     device = choose_device(options.device)
     compile_it = compiling.pays(options, device)
     dtype = choose_dtype(options.dtype, device, compile_it)
     if dtype == torch.float16 and spec.facts.float16 is False:
-        raise ConfigurationError(f"{spec.files.id} overflows in float16", "--dtype bfloat16, or float32")
+        raise ConfigurationError(
+            f"{spec.files.id} overflows in float16", "--dtype bfloat16, or float32"
+        )
     path = spec.files.path
     assert path is not None
     transformers.utils.logging.set_verbosity_error()
@@ -69,19 +73,27 @@ def _packing(spec: ModelSpec, tokenizer: Tokenizer, transformer: nn.Module) -> P
     if spec.own_code:
         return None
     positions = spec.files.json("config.json").get("max_position_embeddings")
-    return find_packing(transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None)
+    return find_packing(
+        transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None
+    )
 
 
 def _compiled(model: LoadedModel) -> LoadedModel:
     if model.packing is None:
-        raise ConfigurationError(f"{model.spec.files.id}: only models that run packs can be compiled", "--compile off")
+        raise ConfigurationError(
+            f"{model.spec.files.id}: only models that run packs can be compiled", "--compile off"
+        )
     packing, size = model.packing, max(model.batch_tokens, model.spec.max_length)
     texts: Groups = [(size // 8, 8)]
 
     def run(transformer: nn.Module) -> Tensor:
-        return packed_states(transformer, np.full(size // 8 * 8, model.tokenizer.pad_id), texts, packing, size)
+        return packed_states(
+            transformer, np.full(size // 8 * 8, model.tokenizer.pad_id), texts, packing, size
+        )
 
-    return replace(model, compiled=compiling.compile_model(model.transformer, run), batch_tokens=size)
+    return replace(
+        model, compiled=compiling.compile_model(model.transformer, run), batch_tokens=size
+    )
 
 
 def _transformer(spec: ModelSpec, path: Path, dtype: torch.dtype) -> nn.Module:
@@ -97,7 +109,15 @@ def _transformer(spec: ModelSpec, path: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
             key_mapping={r"^embedding_model\.": ""} if spec.facts.latent_attention else None,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+        ImportError,
+        AttributeError,
+        TypeError,
+    ) as error:
         raise _unloadable(spec, error) from None
     _check_weights(spec, model, info)
     model.config.use_cache = False  # of keys and values, for texts that would go on
@@ -106,19 +126,29 @@ def _transformer(spec: ModelSpec, path: Path, dtype: torch.dtype) -> nn.Module:
 
 def _unloadable(spec: ModelSpec, error: Exception) -> ConfigurationError:
     reason = " ".join(str(error).split())[:300]
-    return ConfigurationError(f"{spec.files.id}: transformers can't load it: {type(error).__name__}: {reason}")
+    return ConfigurationError(
+        f"{spec.files.id}: transformers can't load it: {type(error).__name__}: {reason}"
+    )
 
 
 def _config(spec: ModelSpec, path: Path) -> Any:
-    """The model's config; as another native class, or with another attention, where the family says so."""
+    """The model's config; as another native class, or with another attention, where the family says
+    so.
+    """
     facts = spec.facts
     if facts.native_class is not None and not spec.own_code:
         raw = spec.files.json("config.json")
         raw = raw.get("text_config", raw) if facts.latent_attention else raw
-        kept = {key: value for key, value in raw.items() if key not in ("model_type", "auto_map", "architectures")}
+        kept = {
+            key: value
+            for key, value in raw.items()
+            if key not in ("model_type", "auto_map", "architectures")
+        }
         config = transformers.CONFIG_MAPPING[facts.native_class].from_dict(kept)
     else:
-        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=spec.own_code, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            path, trust_remote_code=spec.own_code, local_files_only=True
+        )
     if facts.attention is not None and not spec.own_code:
         config.is_causal = facts.attention == "causal"  # transformers' own masks follow it
     return config
@@ -135,7 +165,11 @@ def _check_weights(spec: ModelSpec, model: nn.Module, info: dict[str, Any]) -> N
     ours = ("latent_attention_model.",) if spec.facts.latent_attention else ()
     found = {
         "lack parts of": [key for key in info["missing_keys"] if not _is_unused(key)],
-        "hold more than": [key for key in info["unexpected_keys"] if not _is_unused(key) and not key.startswith(ours)],
+        "hold more than": [
+            key
+            for key in info["unexpected_keys"]
+            if not _is_unused(key) and not key.startswith(ours)
+        ],
         "have other shapes than": [str(key) for key in info["mismatched_keys"]],
     }
     native = spec.facts.native
@@ -153,7 +187,8 @@ def _adapted(spec: ModelSpec, model: nn.Module, path: Path) -> nn.Module:
         import peft
     except ImportError:
         raise ConfigurationError(
-            f"{spec.files.id}: role adapters need the package peft", "pip install 'embedcli[adapters]'"
+            f"{spec.files.id}: role adapters need the package peft",
+            "pip install 'embedcli[adapters]'",
         ) from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own affairs with versions of transformers
@@ -165,7 +200,9 @@ def _adapted(spec: ModelSpec, model: nn.Module, path: Path) -> nn.Module:
 def _latent(spec: ModelSpec, path: Path) -> nn.Module:
     if not spec.facts.latent_attention:
         return nn.Identity()
-    return load_latent_attention(spec.files.json("config.json").get("latent_attention_config", {}), path)
+    return load_latent_attention(
+        spec.files.json("config.json").get("latent_attention_config", {}), path
+    )
 
 
 def _is_unused(key: str) -> bool:
@@ -179,13 +216,21 @@ def _layer(layer: Layer, path: Path) -> nn.Module:
     weights = safetensors.torch.load_file(path / layer.folder / "model.safetensors")
     if layer.kind == "layer_norm":
         module: nn.Module = nn.LayerNorm(config["dimension"])
-        module.load_state_dict({key.removeprefix("norm."): value.float() for key, value in weights.items()})
+        module.load_state_dict(
+            {key.removeprefix("norm."): value.float() for key, value in weights.items()}
+        )
         return module
     if config.get("use_residual"):
-        raise ConfigurationError(f"{path / layer.folder}: a Dense layer with a residual is not supported")
+        raise ConfigurationError(
+            f"{path / layer.folder}: a Dense layer with a residual is not supported"
+        )
     linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-    linear.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
-    return nn.Sequential(linear, _activation(config.get("activation_function"), path / layer.folder))
+    linear.load_state_dict(
+        {key.removeprefix("linear."): value.float() for key, value in weights.items()}
+    )
+    return nn.Sequential(
+        linear, _activation(config.get("activation_function"), path / layer.folder)
+    )
 
 
 def _activation(name: str | None, where: Path) -> nn.Module:
@@ -193,7 +238,9 @@ def _activation(name: str | None, where: Path) -> nn.Module:
     if name is None:
         return nn.Tanh()
     module = getattr(nn, name.rpartition(".")[2], None)
-    if not name.startswith("torch.nn.") or not (isinstance(module, type) and issubclass(module, nn.Module)):
+    if not name.startswith("torch.nn.") or not (
+        isinstance(module, type) and issubclass(module, nn.Module)
+    ):
         raise ConfigurationError(f"{where}: activation {name!r} is no activation of torch")
     return module()
 
@@ -207,5 +254,7 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
     except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise _unloadable(spec, error) from None
     if not tokenizer.is_fast:
-        raise ConfigurationError(f"{spec.files.id}: its tokenizer has no fast version", "tokenizer.json is needed")
+        raise ConfigurationError(
+            f"{spec.files.id}: its tokenizer has no fast version", "tokenizer.json is needed"
+        )
     return Tokenizer(tokenizer, spec)

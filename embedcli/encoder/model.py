@@ -16,9 +16,11 @@ from embedcli.models.spec import ModelSpec
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded model: token states from `transformer`, through `latent`, pooled, then `layers` in float32.
+    """A loaded model: token states from `transformer`, through `latent`, pooled, then `layers` in
+    float32.
 
-    packing: how the transformer runs packs; None where it can't. compiled: the same for packs of batch_tokens tokens.
+    packing: how the transformer runs packs; None where it can't. compiled: the same for packs of
+    batch_tokens tokens.
     """
 
     spec: ModelSpec
@@ -34,12 +36,18 @@ class LoadedModel:
 
     @cached_property
     def in_float32(self) -> "LoadedModel":
-        """The same in float32, for rows whose vector came out unusable in a shorter format; copied once, if at all."""
+        """The same in float32, for rows whose vector came out unusable in a shorter format; copied
+        once, if at all.
+        """
         if self.dtype == torch.float32:
             return self
-        packing = self.packing and replace(self.packing, kernel="groups")  # the one kernel that runs float32
+        packing = self.packing and replace(
+            self.packing, kernel="groups"
+        )  # the one kernel that runs float32
         transformer = copy.deepcopy(self.transformer).float()
-        return replace(self, transformer=transformer, dtype=torch.float32, packing=packing, compiled=None)
+        return replace(
+            self, transformer=transformer, dtype=torch.float32, packing=packing, compiled=None
+        )
 
     def can_pack(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """For each text whether it may go into a pack."""
@@ -48,7 +56,9 @@ class LoadedModel:
         return lengths <= (self.packing.window or np.iinfo(np.int32).max)
 
     def packed_states(self, ids: npt.NDArray[np.int32], groups: Groups) -> Tensor:
-        """The states [tokens, hidden] of a pack's tokens, by compiled code where the pack fits into it."""
+        """The states [tokens, hidden] of a pack's tokens, by compiled code where the pack fits into
+        it.
+        """
         assert self.packing is not None
         if self.compiled is not None and len(ids) <= self.batch_tokens:
             return packed_states(self.compiled, ids, groups, self.packing, self.batch_tokens)

@@ -1,8 +1,11 @@
-"""Packs: texts one after the other in one row of tokens, each attending to itself alone. No padding, no mask.
+"""Packs: texts one after the other in one row of tokens, each attending to itself alone.
 
-A transformer does the same with every token, but for attention. So a class that takes its attention from outside
-(transformers' AttentionInterface) and positions as an argument runs packs, once attention is ours. Whether a model
-does so is not looked up but tried: packed states must be the padded ones.
+No padding, no mask.
+
+A transformer does the same with every token, but for attention. So a class that takes its attention
+from outside (transformers' AttentionInterface) and positions as an argument runs packs, once
+attention is ours. Whether a model does so is not looked up but tried: packed states must be the
+padded ones.
 """
 
 import itertools
@@ -30,9 +33,9 @@ Groups = list[tuple[int, int]]
 class Packing:
     """How a transformer runs packs.
 
-    causal: does a token see the ones before it only? offset: its number for a text's first position. own: the attention
-    that the class has by itself. kernel: a name of KERNELS. window: longer texts can't be packed, since attention would
-    reach too far (a sliding window).
+    causal: does a token see the ones before it only? offset: its number for a text's first
+    position. own: the attention that the class has by itself. kernel: a name of KERNELS. window:
+    longer texts can't be packed, since attention would reach too far (a sliding window).
     """
 
     causal: bool
@@ -43,7 +46,9 @@ class Packing:
 
 
 class _Running:
-    """What the transformer runs on now. Only operators look here, so that compiled code does not depend on it.
+    """What the transformer runs on now.
+
+    Only operators look here, so that compiled code does not depend on it.
 
     Not an argument, because few classes hand arguments down to their attention.
     """
@@ -83,8 +88,13 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Ten
     start = 0
     for count, length in _Running.groups:
         texts = slice(start, start + count * length)
-        q, k, v = (states[0, :, texts].unflatten(1, (count, length)).transpose(0, 1) for states in (query, key, value))
-        found = nn.functional.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=_Running.causal)
+        q, k, v = (
+            states[0, :, texts].unflatten(1, (count, length)).transpose(0, 1)
+            for states in (query, key, value)
+        )
+        found = nn.functional.scaled_dot_product_attention(
+            q, k, v, scale=scale, is_causal=_Running.causal
+        )
         out[0, texts].unflatten(0, (count, length)).copy_(found.transpose(1, 2))
         start = texts.stop
 
@@ -95,7 +105,9 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor
 
     if _Running.edges is None:  # the same for all layers
         lengths = [length for count, length in _Running.groups for _ in range(count)]
-        edges = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device)
+        edges = torch.tensor(
+            [0, *itertools.accumulate(lengths)], dtype=torch.int32, device=query.device
+        )
         _Running.edges = edges, sum(lengths), max(lengths)
     edges, stop, longest = _Running.edges
     q, k, v = (states[0, :, :stop].transpose(0, 1).contiguous() for states in (query, key, value))
@@ -119,7 +131,9 @@ def _attention(
     if (shared := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     scale = more.get("scaling")
-    return packed_attention(query, key, value, scale if scale is not None else query.shape[-1] ** -0.5), None
+    return packed_attention(
+        query, key, value, scale if scale is not None else query.shape[-1] ** -0.5
+    ), None
 
 
 transformers.AttentionInterface.register(ATTENTION, _attention)
@@ -134,24 +148,38 @@ def find_packing(transformer: Any, pad_id: int, positions: int | None) -> Packin
     lengths = [*_PROBE]
     while positions is not None and positions < _SHORT_TABLE and sum(lengths) <= positions:
         lengths += _PROBE
-    kernels = ("varlen", "groups") if parameter.is_cuda and parameter.dtype != torch.float32 else ("groups",)
+    kernels = (
+        ("varlen", "groups")
+        if parameter.is_cuda and parameter.dtype != torch.float32
+        else ("groups",)
+    )
     guess = any(getattr(module, "is_causal", False) for module in transformer.modules())
     padded = _padded_states(transformer, lengths)
     transformer.set_attn_implementation(ATTENTION)
     if transformer.config._attn_implementation == ATTENTION:
         # RoBERTa numbers its positions from behind the padding token's id.
-        for kernel, causal, offset in itertools.product(kernels, (guess, not guess), (0, pad_id + 1)):
-            if (packing := _tried(transformer, lengths, padded, Packing(causal, offset, own, kernel))) is not None:
+        for kernel, causal, offset in itertools.product(
+            kernels, (guess, not guess), (0, pad_id + 1)
+        ):
+            if (
+                packing := _tried(
+                    transformer, lengths, padded, Packing(causal, offset, own, kernel)
+                )
+            ) is not None:
                 return packing
     transformer.set_attn_implementation(own)
     return None
 
 
-def _tried(transformer: Any, lengths: list[int], padded: Tensor, packing: Packing) -> Packing | None:
+def _tried(
+    transformer: Any, lengths: list[int], padded: Tensor, packing: Packing
+) -> Packing | None:
     """The packing, with its window, if packed states are the padded ones."""
     _Running.window = None
     try:
-        states = packed_states(transformer, _ids(lengths), [(1, length) for length in lengths], packing)
+        states = packed_states(
+            transformer, _ids(lengths), [(1, length) for length in lengths], packing
+        )
     except Exception:  # whatever a class of transformers has against packs, there is the padded way
         return None
     error = torch.linalg.vector_norm(states.float() - padded) / torch.linalg.vector_norm(padded)
@@ -170,7 +198,9 @@ def unpacked(transformer: Any, packing: Packing | None) -> Iterator[None]:
             transformer.set_attn_implementation(ATTENTION)
 
 
-def packed_states(transformer: Any, ids: np.ndarray, groups: Groups, packing: Packing, size: int = 0) -> Tensor:
+def packed_states(
+    transformer: Any, ids: np.ndarray, groups: Groups, packing: Packing, size: int = 0
+) -> Tensor:
     """The states [tokens, hidden] of a pack's tokens; the pack is filled up to `size` tokens."""
     device = next(transformer.parameters()).device
     places = [np.tile(np.arange(length), count) for count, length in groups]
@@ -198,7 +228,8 @@ def _ids(lengths: list[int]) -> np.ndarray:
 def _padded_states(transformer: Any, lengths: list[int]) -> Tensor:
     device = next(transformer.parameters()).device
     ids = torch.nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(part) for part in np.split(_ids(lengths), np.cumsum(lengths)[:-1])], batch_first=True
+        [torch.from_numpy(part) for part in np.split(_ids(lengths), np.cumsum(lengths)[:-1])],
+        batch_first=True,
     ).to(device)
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
     return transformer(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask].float()

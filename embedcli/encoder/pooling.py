@@ -1,7 +1,7 @@
 """Token states into one vector a text. Pure functions on tensors.
 
-Every pooling takes states [B, T, H] and a mask [B, T] (1 for a token, 0 for padding, on either side) and returns
-float32 [B, H]. Definitions as in sentence-transformers' Pooling module.
+Every pooling takes states [B, T, H] and a mask [B, T] (1 for a token, 0 for padding, on either
+side) and returns float32 [B, H]. Definitions as in sentence-transformers' Pooling module.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,9 @@ def mean_sqrt_len(states: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over tokens, the first weighing 1, the second 2, and so on (SGPT, arXiv:2202.08904, section 3)."""
+    """The mean over tokens, the first weighing 1, the second 2, and so on (SGPT, arXiv:2202.08904,
+    section 3).
+    """
     weights = mask.cumsum(dim=1) * mask
     return _sum(states.float(), weights) / weights.sum(dim=1, keepdim=True).clamp(min=1).float()
 

@@ -1,7 +1,7 @@
-"""Rendered strings into token ids, cut so that the template stays whole.
+"""Rendered strings into token ids, truncated so that the template stays whole.
 
-Special tokens are put around by us, not by the tokenizer: so their ids are known, and a text that is too long loses
-tokens of its own, never those of the template around it.
+Special tokens are put around by us, not by the tokenizer: so their ids are known, and a text that
+is too long loses tokens of its own, never those of the template around it.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
-_ROWS_AT_ONCE = 1024
+_TEXTS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
 class Tokens:
     """The token ids of n texts, special ones included, one text after the other.
 
-    ids: int32 [total]; starts: int64 [n], where each text begins; lengths: int32 [n]; truncated: bool [n], was it cut;
-    skipped: int32 [n], how many first tokens pooling leaves out.
+    ids: int32 [total]; starts: int64 [n], where each text begins; lengths: int32 [n]; truncated:
+    bool [n], was it cut; skipped: int32 [n], how many first tokens pooling leaves out.
     """
 
     ids: npt.NDArray[np.int32]
@@ -35,12 +35,12 @@ class Tokens:
     truncated: npt.NDArray[np.bool_]
     skipped: npt.NDArray[np.int32]
 
-    def rows(self, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
-        """The ids of some texts, one after the other."""
-        return self.ids[_ranges(self.starts[indices], self.lengths[indices])]
+    def ids_of(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int32]:
+        """Return the ids of some texts, one after the other."""
+        return self.ids[_ranges(self.starts[rows], self.lengths[rows])]
 
     def as_lists(self) -> list[list[int]]:
-        """The ids of each text."""
+        """Return the ids of each text."""
         ends = self.starts + self.lengths
         return [self.ids[start:end].tolist() for start, end in zip(self.starts, ends, strict=True)]
 
@@ -56,108 +56,138 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         if spec.lower_case:
-            own = self._backend.normalizer
-            self._backend.normalizer = Normalizers([Lowercase(), own] if own else [Lowercase()])
+            normalizer = self._backend.normalizer
+            self._backend.normalizer = Normalizers(
+                [Lowercase(), normalizer] if normalizer else [Lowercase()]
+            )
         self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.pads_left: bool = tokenizer.padding_side == "left"
         self._pooled = spec.pooled
-        self._prompt_sizes: dict[str, int] = {}
+        self._prompt_lengths: dict[str, int] = {}
         self.before, self.after = _special_ids(self._backend)
-        begin, end = (self._id_of(token) for token in (spec.facts.begin_token, spec.facts.end_token))
+        begin = self._id_of(spec.facts.begin_token)
+        end = self._id_of(spec.facts.end_token)
         if begin is not None and self.before[:1] != [begin]:
             self.before = [begin, *self.before]
         if end is not None and self.after[-1:] != [end]:
             self.after = [*self.after, end]
-        self._room = spec.max_length - len(self.before) - len(self.after)
-        if self._room < 1:
-            limit = spec.max_length
-            raise ConfigurationError(f"--max-length {limit} leaves no room for text beside the special tokens")
+        self._max_inner = spec.max_length - len(self.before) - len(self.after)
+        if self._max_inner < 1:
+            raise ConfigurationError(
+                f"--max-length {spec.max_length} leaves no room for text beside the special tokens"
+            )
 
     def _id_of(self, token: str | None) -> int | None:
         if token is None:
             return None
-        found: int | None = self._backend.token_to_id(token)
-        if found is None:
-            raise ConfigurationError(f"the tokenizer has no token {token!r}, which the template's family asks for")
-        return found
+        token_id: int | None = self._backend.token_to_id(token)
+        if token_id is None:
+            raise ConfigurationError(
+                f"the tokenizer has no token {token!r}, which the template's family asks for"
+            )
+        return token_id
 
     def count(self, strings: list[str]) -> list[int]:
-        """Tokens of each string, special ones included, nothing cut."""
+        """Count the tokens of each string, special ones included, untruncated."""
         special = len(self.before) + len(self.after)
-        return [
-            special + len(encoding) for encoding in self._backend.encode_batch_fast(strings, add_special_tokens=False)
-        ]
+        encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
+        return [special + len(encoding) for encoding in encodings]
 
     def encode(self, rendered: Rendered) -> Tokens:
         """Tokenize; texts over the max length lose their last tokens before the template's end."""
         inner: list[list[int]] = []
-        truncated = np.zeros(len(rendered.strings), np.bool_)
-        for first in range(0, len(rendered.strings), _ROWS_AT_ONCE):
-            rows = slice(first, first + _ROWS_AT_ONCE)
-            # Without offsets, which only texts with something behind them need, once they are cut.
-            encodings = self._backend.encode_batch_fast(rendered.strings[rows], add_special_tokens=False)
+        for start in range(0, len(rendered.strings), _TEXTS_AT_ONCE):
+            # Without offsets, which only texts with something behind them need, once they are truncated.
+            strings = rendered.strings[start : start + _TEXTS_AT_ONCE]
+            encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
             inner += [encoding.ids for encoding in encodings]
+        truncated = np.zeros(len(inner), np.bool_)
         for row, ids in enumerate(inner):
-            if len(ids) > self._room:
-                inner[row], truncated[row] = self._cut(ids, rendered.strings[row], rendered.stops[row]), True
-        skipped = [self._prompt_size(*row) for row in zip(rendered.strings, rendered.starts, strict=True)]
-        return self._joined(inner, truncated, np.array(skipped, np.int32))
+            if len(ids) > self._max_inner:
+                inner[row] = self._truncate(ids, rendered.strings[row], rendered.stops[row])
+                truncated[row] = True
+        skipped = [
+            self._prompt_length(string, start)
+            for string, start in zip(rendered.strings, rendered.starts, strict=True)
+        ]
+        return self._join(inner, truncated, np.array(skipped, np.int32))
 
-    def _joined(
-        self, inner: list[list[int]], truncated: npt.NDArray[np.bool_], skipped: npt.NDArray[np.int32]
+    def _join(
+        self,
+        inner: list[list[int]],
+        truncated: npt.NDArray[np.bool_],
+        skipped: npt.NDArray[np.int32],
     ) -> Tokens:
-        """All texts' ids in one array, with the special ones around each."""
+        """Put all texts' ids into one array, with the special ones around each."""
         before, after = len(self.before), len(self.after)
-        sizes = np.fromiter(map(len, inner), np.int64, len(inner))
-        lengths = sizes + before + after
-        starts = np.cumsum(lengths) - lengths
+        inner_lengths = np.fromiter(map(len, inner), np.int64, len(inner))
+        lengths = inner_lengths + before + after
+        stops = np.cumsum(lengths)
+        starts = stops - lengths
         ids = np.empty(int(lengths.sum()), np.int32)
-        ids[_ranges(starts + before, sizes)] = np.fromiter(chain.from_iterable(inner), np.int32, int(sizes.sum()))
+        inner_ids = np.fromiter(chain.from_iterable(inner), np.int32, int(inner_lengths.sum()))
+        ids[_ranges(starts + before, inner_lengths)] = inner_ids
         ids[starts[:, None] + np.arange(before)] = self.before
-        ids[(starts + lengths)[:, None] - after + np.arange(after)] = self.after
+        ids[stops[:, None] - after + np.arange(after)] = self.after
         return Tokens(ids, starts, lengths.astype(np.int32), truncated, skipped)
 
-    def _cut(self, ids: list[int], string: str, text_stop: int) -> list[int]:
-        """The first tokens, then those that reach beyond `text_stop`, the template's end: as many as there is room."""
+    def _truncate(self, ids: list[int], string: str, text_stop: int) -> list[int]:
+        """Keep the first tokens, and those that reach beyond `text_stop`, the template's end."""
         if text_stop == len(string):
-            return ids[: self._room]
+            return ids[: self._max_inner]
         offsets = self._backend.encode(string, add_special_tokens=False).offsets
-        return _without_middle(ids, offsets, self._room, text_stop)
+        return _without_middle(ids, offsets, self._max_inner, text_stop)
 
-    def _prompt_size(self, string: str, start: int) -> int:
-        """How many first tokens are the prompt's, for models that pool the text alone.
+    def _prompt_length(self, string: str, start: int) -> int:
+        """Return how many first tokens are the prompt's, for models that pool the text alone.
 
-        Counted as the models' authors do: the prompt is tokenized by itself. NV-Embed's count leaves out the special
-        token before it, so that the prompt's last token is pooled.
+        Counted as the models' authors do: the prompt is tokenized by itself. NV-Embed's count
+        leaves out the special token before it, so that the prompt's last token is pooled.
         """
         if self._pooled == "all" or not start:
             return 0
         prompt = string[:start]
-        if prompt not in self._prompt_sizes:
-            own = len(self._backend.encode(prompt, add_special_tokens=False).ids)
-            self._prompt_sizes[prompt] = own + (len(self.before) if self._pooled == "text" else 0)
-        return self._prompt_sizes[prompt]
+        if prompt not in self._prompt_lengths:
+            length = len(self._backend.encode(prompt, add_special_tokens=False).ids)
+            self._prompt_lengths[prompt] = length + (
+                len(self.before) if self._pooled == "text" else 0
+            )
+        return self._prompt_lengths[prompt]
 
 
-def _without_middle(ids: list[int], offsets: Sequence[tuple[int, int]], room: int, text_stop: int) -> list[int]:
-    end = next((index for index, (_, stop) in enumerate(offsets) if stop > text_stop), len(ids))
+def _without_middle(
+    ids: list[int], offsets: Sequence[tuple[int, int]], count: int, text_stop: int
+) -> list[int]:
+    """Keep `count` tokens: all of the template's end, and the first of what is before it."""
+    end = len(ids)
+    for index, (_, stop) in enumerate(offsets):
+        if stop > text_stop:
+            end = index
+            break
     tail = ids[end:]
-    if len(tail) >= room:
-        raise ConfigurationError(f"the template's end alone has {len(tail)} tokens, more than --max-length allows")
-    return ids[: room - len(tail)] + tail
+    if len(tail) >= count:
+        raise ConfigurationError(
+            f"the template's end alone has {len(tail)} tokens, more than --max-length allows"
+        )
+    return ids[: count - len(tail)] + tail
 
 
 def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """The numbers from each start on, as many as its length says, one range after the other."""
+    """Return the numbers from each start on, as many as its length says, one range after the other."""
+    if not len(lengths):
+        return np.empty(0, np.int64)
     ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
+    # Each range begins at its start: what the running number has counted before it is taken off.
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1])
 
 
 def _special_ids(backend: Any) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after a text."""
+    """Return the ids that the tokenizer puts before and after a text."""
     inner = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids
     for start in range(len(whole) - len(inner) + 1):
         if whole[start : start + len(inner)] == inner:
             return whole[:start], whole[start + len(inner) :]
-    raise ConfigurationError("the tokenizer changes texts when it adds special tokens: not supported")
+    raise ConfigurationError(
+        "the tokenizer changes texts when it adds special tokens: not supported"
+    )

@@ -46,14 +46,15 @@ PooledTokens = Literal["all", "text", "from_last_prompt_token"]
 class FamilyFacts:
     """What a template family states about a pipeline; None leaves a fact to the model's own folder.
 
-    max_length: tokens, special ones included. normalize: are vectors meant to have norm 1? begin_token, end_token:
-    tokens that stand around every text, whether or not the tokenizer adds them. attention: `bidirectional` or `causal`,
-    where the class would do otherwise. pooled: the tokens that pooling takes: `all`, `text` (what follows the prompt),
-    or `from_last_prompt_token`. layer_norm: the vector is layer-normed before it is truncated. dense_by_dim: the folder
-    of the Dense layer for `{dim}` dimensions. dims: dimensions that the model was trained to be truncated to. own_code:
-    is the repository's own code `required`, or `replaced` by what we do? native: a model with the same weights for a
-    native class. native_class: transformers' name of the class. latent_attention: NV-Embed's block before pooling.
-    float16: may the model run in it?
+    max_length: tokens, special ones included. normalize: are vectors meant to have norm 1?
+    begin_token, end_token: tokens that stand around every text, whether or not the tokenizer adds
+    them. attention: `bidirectional` or `causal`, where the class would do otherwise. pooled: the
+    tokens that pooling takes: `all`, `text` (what follows the prompt), or `from_last_prompt_token`.
+    layer_norm: the vector is layer-normed before it is truncated. dense_by_dim: the folder of the
+    Dense layer for `{dim}` dimensions. dims: dimensions that the model was trained to be truncated
+    to. own_code: is the repository's own code `required`, or `replaced` by what we do? native: a
+    model with the same weights for a native class. native_class: transformers' name of the class.
+    latent_attention: NV-Embed's block before pooling. float16: may the model run in it?
     """
 
     pooling: Pooling | None = None

@@ -1,6 +1,8 @@
-"""Which template belongs to a model's role: families of models, read from templates/*.toml and the user's own files.
+"""Which template belongs to a model's role: families of models, read from templates/*.toml and the
+user's own files.
 
-A family also states facts about the pipeline, which correct or supply those of the model's own folder.
+A family also states facts about the pipeline, which correct or supply those of the model's own
+folder.
 """
 
 import difflib
@@ -29,7 +31,8 @@ _PACKAGE = Path(__file__).parent.parent
 class Family:
     """What a template file says: a template for each role, and facts about the pipeline.
 
-    `adapters` names the folder of a role's adapter; `unsure` lists what could not be read in a primary source.
+    `adapters` names the folder of a role's adapter; `unsure` lists what could not be read in a
+    primary source.
     """
 
     name: str
@@ -64,7 +67,8 @@ _FACT_NAMES = {fact.name for fact in fields(FamilyFacts)}
 def read_family(path: Path) -> Family:
     """Read a template file.
 
-    Raises ConfigurationError naming the file and the key where it can't be read or holds something unknown.
+    Raises ConfigurationError naming the file and the key where it can't be read or holds something
+    unknown.
     """
     try:
         data = tomllib.loads(path.read_bytes().decode())
@@ -76,7 +80,9 @@ def read_family(path: Path) -> Family:
     texts = {key: value for key, value in data.items() if key not in _FACT_NAMES}
     file = _convert(path, texts, _FamilyFile)
     if not file.roles:
-        raise ConfigurationError(f"{path}: the table [roles] is empty", "give at least one role, such as passage")
+        raise ConfigurationError(
+            f"{path}: the table [roles] is empty", "give at least one role, such as passage"
+        )
     for role, string in file.roles.items():
         parse(string, role, f"{path}: roles.{role}", BY_OPTION, task="")
     return Family(
@@ -107,11 +113,18 @@ def _files() -> list[Path]:
     for path in places:
         if not path.exists():
             raise ConfigurationError(f"{VARIABLE}: {path} is not there")
-    return [file for path in (*places, shipped) for file in (sorted(path.glob("*.toml")) if path.is_dir() else [path])]
+    return [
+        file
+        for path in (*places, shipped)
+        for file in (sorted(path.glob("*.toml")) if path.is_dir() else [path])
+    ]
 
 
 def families() -> tuple[Family, ...]:
-    """Return all families: the user's own, then ours, by name. Raises ConfigurationError where a file is broken."""
+    """Return all families: the user's own, then ours, by name.
+
+    Raises ConfigurationError where a file is broken.
+    """
     return _read_all(tuple(_files()))
 
 
@@ -121,10 +134,11 @@ def _read_all(files: tuple[Path, ...]) -> tuple[Family, ...]:
 
 
 def find_family(model_ids: Iterable[str], option: str | None = None) -> Family | None:
-    """Return the family that a `--template` option names (a file, or a family's name), else the one of the model.
+    """Return the family that a `--template` option names (a file, or a family's name), else the one
+    of the model.
 
-    A template string is no family: it changes the string, and the model's family goes on to state its facts.
-    Raises ConfigurationError where the option names nothing.
+    A template string is no family: it changes the string, and the model's family goes on to state
+    its facts. Raises ConfigurationError where the option names nothing.
     """
     if option is not None and "{text}" not in option:
         return _named_family(option)
@@ -163,7 +177,8 @@ def choose_template(
     family: Family | None = None,
     prompts: Mapping[str, str] | None = None,
 ) -> Template:
-    """Choose the template for a role, first hit wins: the option's string, the family, the model's own prompts.
+    """Choose the template for a role, first hit wins: the option's string, the family, the model's
+    own prompts.
 
     `prompts` are prefixes by role name, as in config_sentence_transformers.json.
     Raises ConfigurationError that lists the roles known where this one is not among them.
@@ -191,7 +206,9 @@ def _from_family(model: str, role: str, task: str | None, family: Family) -> Tem
 
 
 def _from_prompts(model: str, role: str, task: str | None, prompts: dict[str, str]) -> Template:
-    if not any(prompts.values()):  # sentence-transformers saves empty prompts for models that never had any
+    if not any(
+        prompts.values()
+    ):  # sentence-transformers saves empty prompts for models that never had any
         raise ConfigurationError(
             f"no template is known for model {model}",
             f"say which string role {role} needs: --template 'query: {{text}}', or --template '{{text}}' for none",
@@ -218,7 +235,9 @@ def _checked_task(template: Template, string: str, task: str | None) -> Template
     return template
 
 
-def _unknown_role(model: str, role: str, source: TemplateSource, known: Iterable[str]) -> ConfigurationError:
+def _unknown_role(
+    model: str, role: str, source: TemplateSource, known: Iterable[str]
+) -> ConfigurationError:
     return ConfigurationError(
         f"model {model} has no template for role {role!r} ({source})",
         f"known roles: {', '.join(sorted(known))}; or pass one: --template 'my instruction: {{text}}'",
@@ -226,7 +245,9 @@ def _unknown_role(model: str, role: str, source: TemplateSource, known: Iterable
 
 
 def warn_literal_escape(option: str | None) -> str | None:
-    """Return a warning where a template string holds a backslash and an n, as a shell's plain quotes leave them."""
+    """Return a warning where a template string holds a backslash and an n, as a shell's plain
+    quotes leave them.
+    """
     if option is None or "{text}" not in option or "\\n" not in option:
         return None
     return r"--template holds a backslash and an n, not a newline; in bash write $'...\n{text}'"

@@ -1,6 +1,8 @@
-"""From a `--model` value to a directory of files: a hub id, a local path, the embedded default, or `hash:64`.
+"""From a `--model` value to a directory of files: a hub id, a local path, the embedded default, or
+`hash:64`.
 
-Imports no torch. `org/name` is the hub's id always, also where a folder of that name stands in the current directory.
+Imports no torch. `org/name` is the hub's id always, also where a folder of that name stands in the
+current directory.
 """
 
 import hashlib
@@ -27,9 +29,11 @@ _HASH = re.compile(r"hash:([1-9][0-9]{0,4})")
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's files: the id people know it by, further names a family may know it by, commit, and directory.
+    """A model's files: the id people know it by, further names a family may know it by, commit, and
+    directory.
 
-    `revision` is the hub's commit, or empty. `path` is None for the pseudo-model `hash:N` of `hash_dim` dimensions.
+    `revision` is the hub's commit, or empty. `path` is None for the pseudo-model `hash:N` of
+    `hash_dim` dimensions.
     """
 
     id: str
@@ -54,13 +58,18 @@ class ModelFiles:
 
 
 def find(
-    model: str | None, revision: str | None = None, trust_remote_code: bool = False, fetch: bool = True
+    model: str | None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    fetch: bool = True,
 ) -> ModelFiles:
-    """Find a model's files; hub models are fetched into the hub's cache, their code only where it is trusted.
+    """Find a model's files; hub models are fetched into the hub's cache, their code only where it
+    is trusted.
 
     With `fetch` False nothing is fetched: what isn't in the cache isn't there.
 
-    Raises ConfigurationError where there is no such model, or where code is trusted that may change any day.
+    Raises ConfigurationError where there is no such model, or where code is trusted that may change
+    any day.
     """
     if model is None:
         return _embedded()
@@ -70,7 +79,11 @@ def find(
         return _local(model, revision)
     if _HUB_ID.fullmatch(model):
         return _from_hub(model, revision, trust_remote_code, fetch)
-    hint = f"for the folder: --model ./{model}" if Path(model).is_dir() else "a model is org/name, ./folder or hash:64"
+    hint = (
+        f"for the folder: --model ./{model}"
+        if Path(model).is_dir()
+        else "a model is org/name, ./folder or hash:64"
+    )
     raise ConfigurationError(f"--model {model!r} names no model", hint)
 
 
@@ -84,24 +97,32 @@ def _embedded() -> ModelFiles:
     path = Path(next(iter(spec.submodule_search_locations))) / "model"
     found = file_sha256(path / "model.safetensors")
     if found != _DEFAULT_SHA256:
-        raise ConfigurationError(f"{path}/model.safetensors is not the published {DEFAULT_MODEL}: sha256 {found}")
+        raise ConfigurationError(
+            f"{path}/model.safetensors is not the published {DEFAULT_MODEL}: sha256 {found}"
+        )
     return ModelFiles(DEFAULT_MODEL, (DEFAULT_MODEL,), "", path)
 
 
 def _local(model: str, revision: str | None) -> ModelFiles:
     path = Path(model)
     if revision is not None:
-        raise ConfigurationError(f"--revision {revision} is for models of the hub; {model} is a folder")
+        raise ConfigurationError(
+            f"--revision {revision} is for models of the hub; {model} is a folder"
+        )
     if not (path / "config.json").is_file():
         raise ConfigurationError(f"{model}: no model there (config.json is missing)")
     # A snapshot in the hub's cache, and older transformers' folders, say which model they are.
-    in_cache = re.search(r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})/?$", str(path.absolute()))
+    in_cache = re.search(
+        r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})/?$", str(path.absolute())
+    )
     names = [f"{in_cache.group(1)}/{in_cache.group(2)}"] if in_cache else []
     recorded = ModelFiles(model, (), "", path).json("config.json").get("_name_or_path")
     if isinstance(recorded, str) and _HUB_ID.fullmatch(recorded):
         names.append(recorded)
     # The folder's own name is enough: where it stood is nobody's business who reads the vectors.
-    return ModelFiles(f"./{path.resolve().name}", tuple(names), in_cache.group(3) if in_cache else "", path)
+    return ModelFiles(
+        f"./{path.resolve().name}", tuple(names), in_cache.group(3) if in_cache else "", path
+    )
 
 
 def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: bool) -> ModelFiles:
@@ -117,7 +138,11 @@ def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: 
     try:
         # A commit first: what is recorded is what was loaded, also if the branch moves meanwhile.
         path = huggingface_hub.snapshot_download(
-            model, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_NOT, local_files_only=not fetch
+            model,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=_HUB_NOT,
+            local_files_only=not fetch,
         )
     except hub_errors.GatedRepoError:
         raise ConfigurationError(
@@ -126,7 +151,9 @@ def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: 
     except hub_errors.RevisionNotFoundError:
         raise ConfigurationError(f"{model}: the hub has no revision {revision!r}") from None
     except hub_errors.RepositoryNotFoundError:
-        raise ConfigurationError(f"{model}: the hub has no such model", "private models need: hf auth login") from None
+        raise ConfigurationError(
+            f"{model}: the hub has no such model", "private models need: hf auth login"
+        ) from None
     except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         why = f", and it can't be fetched: {reason}" if fetch else ""
@@ -135,7 +162,10 @@ def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: 
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, 64 hex digits. In the hub's cache a large file's name is its digest: it is not read again."""
+    """sha256 of a file, 64 hex digits.
+
+    In the hub's cache a large file's name is its digest: it is not read again.
+    """
     target = os.path.realpath(path)
     if re.fullmatch(r"[0-9a-f]{64}", name := os.path.basename(target)) and "/blobs/" in target:
         return name
@@ -156,18 +186,26 @@ def files_sha256(directory: Path, names: Sequence[str]) -> str:
 
 
 def weight_files(path: Path, folders: Sequence[str]) -> list[str]:
-    """The weights' names: the transformer's and those of modules in folders. Raises ConfigurationError."""
+    """The weights' names: the transformer's and those of modules in folders.
+
+    Raises ConfigurationError.
+    """
     index = path / "model.safetensors.index.json"
     names = sorted(file.name for file in path.glob("model*.safetensors"))
     if not names:
         raise ConfigurationError(
-            f"{path}: no model.safetensors there", "weights in pickle files can run code when loaded and are refused"
+            f"{path}: no model.safetensors there",
+            "weights in pickle files can run code when loaded and are refused",
         )
     if index.is_file():
-        wanted = sorted(set(ModelFiles("", (), "", path).json(index.name).get("weight_map", {}).values()))
+        wanted = sorted(
+            set(ModelFiles("", (), "", path).json(index.name).get("weight_map", {}).values())
+        )
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing", "is a download unfinished?")
+            raise ConfigurationError(
+                f"{path}: the weights file {missing[0]} is missing", "is a download unfinished?"
+            )
         names = wanted
     elif "model.safetensors" in names:
         names = ["model.safetensors"]

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """The options that choose a model and a template; None leaves it to the model. Units as in `encode`'s options."""
+    """The options that choose a model and a template; None leaves it to the model.
+
+    Units as in `encode`'s options.
+    """
 
     model: str | None = None
     revision: str | None = None

@@ -1,4 +1,6 @@
-"""Which model and which template: from what people ask for, or from vectors that theirs are to be compared with."""
+"""Which model and which template: from what people ask for, or from vectors that theirs are to be
+compared with.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +18,9 @@ from embedcli.templates import Template
 
 def recipe_of(spec: ModelSpec, template: Template) -> Recipe:
     """Return what makes the vectors of a model and a template what they are."""
-    return Recipe(space=spec.space, role=template.role, template=template.string, max_length=spec.max_length)
+    return Recipe(
+        space=spec.space, role=template.role, template=template.string, max_length=spec.max_length
+    )
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,18 @@ class ResolvedModel:
 
 
 def resolve(request: ModelRequest, role: str) -> ResolvedModel:
-    """Find the model's files, its family and the role's template. Fetches models of the hub; loads nothing.
+    """Find the model's files, its family and the role's template.
 
-    Raises ConfigurationError where there is no such model, no template for the role, or they can't be used.
+    Fetches models of the hub; loads nothing.
+
+    Raises ConfigurationError where there is no such model, no template for the role, or they can't
+    be used.
     """
     files = hub.find(request.model, request.revision, request.trust_remote_code)
     family = families.find_family(files.names, request.template)
-    template = families.choose_template(files.id, role, request.task, request.template, family, read_prompts(files))
+    template = families.choose_template(
+        files.id, role, request.task, request.template, family, read_prompts(files)
+    )
     facts = family.facts if family else FamilyFacts()
     adapter = family.adapters.get(template.role) if family else None
     spec = read_spec(files, facts, request, adapter)
@@ -60,12 +69,16 @@ def _warnings(request: ModelRequest, family: Family | None) -> Iterator[str]:
         yield f"the model was trained to be truncated to {', '.join(map(str, dims))} dimensions, not to {request.dim}"
 
 
-def resolve_like(request: ModelRequest, role: str, made: ColumnProvenance, where: str) -> ResolvedModel:
-    """Resolve a model whose vectors compare with those of a file; what isn't asked for is taken from their provenance.
+def resolve_like(
+    request: ModelRequest, role: str, made: ColumnProvenance, where: str
+) -> ResolvedModel:
+    """Resolve a model whose vectors compare with those of a file; what isn't asked for is taken
+    from their provenance.
 
-    The model, its revision, the family of templates, the dimension, and whether vectors are normalized. The template
-    itself only for the role of the file's texts; the max length is each role's own affair.
-    Raises ConfigurationError where no template follows for the role, or the spaces differ.
+    The model, its revision, the family of templates, the dimension, and whether vectors are
+    normalized. The template itself only for the role of the file's texts; the max length is each
+    role's own affair. Raises ConfigurationError where no template follows for the role, or the
+    spaces differ.
     """
     space = made.recipe.space
     like = replace(
@@ -93,7 +106,8 @@ def _template_option(made: ColumnProvenance, role: str, where: str) -> str | Non
     if source.kind == "family":
         if families.by_name(source.name) is None:
             raise ConfigurationError(
-                f"{where}: its template file {source.name}.toml is not among the known", "--template FILE"
+                f"{where}: its template file {source.name}.toml is not among the known",
+                "--template FILE",
             )
         return source.name
     if source.kind == "prompts":
@@ -108,7 +122,10 @@ def _template_option(made: ColumnProvenance, role: str, where: str) -> str | Non
 
 
 def check_same_space(theirs: Space, ours: Space, there: str, here: str) -> None:
-    """See that two spaces hold comparable vectors. Raises ConfigurationError that names each differing field."""
+    """See that two spaces hold comparable vectors.
+
+    Raises ConfigurationError that names each differing field.
+    """
     differences = ours.differences(theirs)
     if differences:
         models = f"{there} by {theirs.model}, {here} by {ours.model}"

@@ -1,7 +1,7 @@
 """A model's directory into the facts of its pipeline: pooling, layers, lengths, dimensions, digests.
 
-Reads the directory's own modules.json and configs; a template family's facts correct or supply the rest.
-Reads JSON only: imports no torch, loads no weights.
+Reads the directory's own modules.json and configs; a template family's facts correct or supply the
+rest. Reads JSON only: imports no torch, loads no weights.
 """
 
 import re
@@ -25,10 +25,11 @@ _HASH_MAX_LENGTH = 512
 class ModelSpec:
     """All that is known of a model before it is loaded.
 
-    `pooling` may name several poolings, whose vectors are joined; it is empty for the pseudo-model. `full_dim` is the
-    model's own dimension and `dim` what is kept of it; `max_length` counts tokens; `pooled` says which tokens are
-    pooled (see FamilyFacts); `own_code` is True where the repository's code is to be run; `adapter` is the folder of
-    the role's adapter; `origins` says for each fact who stated it.
+    `pooling` may name several poolings, whose vectors are joined; it is empty for the pseudo-model.
+    `full_dim` is the model's own dimension and `dim` what is kept of it; `max_length` counts
+    tokens; `pooled` says which tokens are pooled (see FamilyFacts); `own_code` is True where the
+    repository's code is to be run; `adapter` is the folder of the role's adapter; `origins` says
+    for each fact who stated it.
     """
 
     files: ModelFiles
@@ -66,7 +67,10 @@ class ModelSpec:
             f"begin: {facts.begin_token}": facts.begin_token is not None,
             f"end: {facts.end_token}": facts.end_token is not None,
         }
-        layers = [f"{layer.kind}:{layer.config.get('activation_function', '')}".rstrip(":") for layer in self.layers]
+        layers = [
+            f"{layer.kind}:{layer.config.get('activation_function', '')}".rstrip(":")
+            for layer in self.layers
+        ]
         named = [name for name, applies in unusual.items() if applies]
         pooling = "+".join(self.pooling) or "hash"
         return (facts.native_class or self.model_type, pooling, *layers, *named)
@@ -92,9 +96,13 @@ def read_prompts(files: ModelFiles) -> dict[str, str]:
 
 
 def read_spec(
-    files: ModelFiles, facts: FamilyFacts, request: ModelRequest = NO_REQUEST, adapter: str | None = None
+    files: ModelFiles,
+    facts: FamilyFacts,
+    request: ModelRequest = NO_REQUEST,
+    adapter: str | None = None,
 ) -> ModelSpec:
-    """Read what a model's folder says, corrected and supplied by the facts of its family, and by what is asked for.
+    """Read what a model's folder says, corrected and supplied by the facts of its family, and by
+    what is asked for.
 
     Raises ConfigurationError where the folder can't be used, or can't fulfil the request.
     """
@@ -107,7 +115,9 @@ def read_spec(
     layers, full_dim = _layers(files, config, facts, request, modules.layers, pooling)
     max_length, length_origin = _max_length(files, config, facts, request)
     if adapter is not None and not (files.path / adapter / "adapter_config.json").is_file():
-        raise ConfigurationError(f"{files.id}: the adapter {adapter} is missing", "is a download unfinished?")
+        raise ConfigurationError(
+            f"{files.id}: the adapter {adapter} is missing", "is a download unfinished?"
+        )
     folders = [layer.folder for layer in layers if layer.folder]
     return ModelSpec(
         files=files,
@@ -180,10 +190,14 @@ def _origins(facts: FamilyFacts, request: ModelRequest, length_origin: str) -> d
     return stated | {name: "option" for name, value in asked.items() if value is not None}
 
 
-def _own_code(files: ModelFiles, config: Mapping[str, Any], facts: FamilyFacts, request: ModelRequest) -> bool:
-    """Decide whether to run the repository's code: only where the user trusts it, and all of it is in the repository.
+def _own_code(
+    files: ModelFiles, config: Mapping[str, Any], facts: FamilyFacts, request: ModelRequest
+) -> bool:
+    """Decide whether to run the repository's code: only where the user trusts it, and all of it is
+    in the repository.
 
-    A config that brings code often names a native class as well, which loads and gives other vectors.
+    A config that brings code often names a native class as well, which loads and gives other
+    vectors.
     """
     auto_map = config.get("auto_map") or {}
     classes = [value if isinstance(value, str) else str(value) for value in auto_map.values()]
@@ -191,14 +205,16 @@ def _own_code(files: ModelFiles, config: Mapping[str, Any], facts: FamilyFacts, 
         elsewhere = [name for name in classes if "--" in name]
         if elsewhere:
             raise ConfigurationError(
-                f"{files.id}: its code is in another repository: {elsewhere[0]}", _native_hint(facts)
+                f"{files.id}: its code is in another repository: {elsewhere[0]}",
+                _native_hint(facts),
             )
         return True
     if facts.own_code == "replaced" or not (classes or facts.own_code == "required"):
         return False
     code = classes[0] if classes else "its own modeling code"
     raise ConfigurationError(
-        f"{files.id}: needs code of its own repository ({code}), which is not run unasked", _native_hint(facts)
+        f"{files.id}: needs code of its own repository ({code}), which is not run unasked",
+        _native_hint(facts),
     )
 
 
@@ -233,11 +249,18 @@ def _dense_of_dim(files: ModelFiles, pattern: str, dim: int) -> Layer:
         shape = re.compile(re.escape(pattern).replace(re.escape("{dim}"), r"(\d+)"))
         names = [shape.fullmatch(path.name) for path in files.path.iterdir()]
         known = ", ".join(map(str, sorted(int(match.group(1)) for match in names if match)))
-        raise ConfigurationError(f"--dim {dim}: {files.id} has no layer for it", f"its dimensions: {known}")
+        raise ConfigurationError(
+            f"--dim {dim}: {files.id} has no layer for it", f"its dimensions: {known}"
+        )
     return Layer("dense", folder, config)
 
 
-def _dim(files: ModelFiles, config: Mapping[str, Any], pooling: tuple[Pooling, ...], layers: tuple[Layer, ...]) -> int:
+def _dim(
+    files: ModelFiles,
+    config: Mapping[str, Any],
+    pooling: tuple[Pooling, ...],
+    layers: tuple[Layer, ...],
+) -> int:
     for layer in reversed(layers):
         if layer.kind == "dense":
             return int(layer.config["out_features"])
@@ -253,26 +276,40 @@ def _max_positions(config: Mapping[str, Any]) -> int | None:
     positions = config.get("max_position_embeddings")
     if not isinstance(positions, int) or positions < 1:
         return None
-    offset = int(config.get("pad_token_id", 1)) + 1 if config.get("model_type") in _OFFSET_POSITIONS else 0
+    offset = (
+        int(config.get("pad_token_id", 1)) + 1
+        if config.get("model_type") in _OFFSET_POSITIONS
+        else 0
+    )
     return positions - offset
 
 
 def _max_length(
     files: ModelFiles, config: Mapping[str, Any], facts: FamilyFacts, request: ModelRequest
 ) -> tuple[int, str]:
-    """Return the maximum tokens of a text, and who says so: the user, the family, or the model's own configs."""
+    """Return the maximum tokens of a text, and who says so: the user, the family, or the model's
+    own configs.
+    """
     positions = _max_positions(config)
     if request.max_length is not None and positions is not None and request.max_length > positions:
-        raise ConfigurationError(f"--max-length {request.max_length}: {files.id} has {positions} positions")
+        raise ConfigurationError(
+            f"--max-length {request.max_length}: {files.id} has {positions} positions"
+        )
     tokenizer = files.json("tokenizer_config.json").get("model_max_length")
     known = {
         "option": request.max_length,
         "family": facts.max_length,
         "sentence_bert_config.json": files.json("sentence_bert_config.json").get("max_seq_length"),
-        "tokenizer_config.json": int(tokenizer) if isinstance(tokenizer, (int, float)) and tokenizer < 1e9 else None,
+        "tokenizer_config.json": int(tokenizer)
+        if isinstance(tokenizer, (int, float)) and tokenizer < 1e9
+        else None,
         "config.json": positions,
     }
     for origin, value in known.items():
         if isinstance(value, int) and value > 0:
-            return (value, origin) if positions is None or value <= positions else (positions, "config.json")
+            return (
+                (value, origin)
+                if positions is None or value <= positions
+                else (positions, "config.json")
+            )
     raise ConfigurationError(f"{files.id}: its max length is not known", "pass --max-length")

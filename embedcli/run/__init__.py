@@ -21,19 +21,33 @@ from embedcli.run.preview import Preview, make_preview
 from embedcli.run.results import RunResults
 from embedcli.store import staging
 
-__all__ = ["Counts", "Job", "Preview", "ProgressListener", "Summary", "check_places", "encode_corpus", "look_ahead"]
+__all__ = [
+    "Counts",
+    "Job",
+    "Preview",
+    "ProgressListener",
+    "Summary",
+    "check_places",
+    "encode_corpus",
+    "look_ahead",
+]
 
 
-def encode_corpus(job: Job, listener: ProgressListener, stdout: BinaryIO | None = None) -> Summary | None:
+def encode_corpus(
+    job: Job, listener: ProgressListener, stdout: BinaryIO | None = None
+) -> Summary | None:
     """Encode the corpus and publish its vectors; `stdout` takes them where the output is `-`.
 
-    Raises the errors of errors.py. Until the run is through, nothing is visible under the output's name; what is
-    finished when it ends early is kept, and the same job continues from there. Returns None in a process of a higher
-    rank, which only helps.
+    Raises the errors of errors.py. Until the run is through, nothing is visible under the output's
+    name; what is finished when it ends early is kept, and the same job continues from there.
+    Returns None in a process of a higher rank, which only helps.
     """
     world = launch.join(job.run)
     if world.size > 1 and job.output.path == STDOUT:
-        raise UsageError("-o - can't be written by several ranks", "name a file or a directory that all of them see")
+        raise UsageError(
+            "-o - can't be written by several ranks",
+            "name a file or a directory that all of them see",
+        )
     if world.rank > 0:
         dispatch.help_rank_zero(job, world)
         return None
@@ -44,8 +58,12 @@ def encode_corpus(job: Job, listener: ProgressListener, stdout: BinaryIO | None 
         except BaseException as error:
             staging.name_places(error, stage)
             kept = stage.finished if stage.output is not None else 0
-            if kept and not isinstance(error, ConfigurationError):  # a refused recipe doesn't continue by itself
-                error.add_note(f"finished work is kept (units: {kept}): the same command continues from there")
+            if kept and not isinstance(
+                error, ConfigurationError
+            ):  # a refused recipe doesn't continue by itself
+                error.add_note(
+                    f"finished work is kept (units: {kept}): the same command continues from there"
+                )
             raise
     return summary
 
@@ -85,7 +103,9 @@ def _run(
 def _open_stage(job: Job, world: launch.World, keep: bool = False) -> Iterator[staging.Staging]:
     """Open a directory of this run's own; lock the output where that is a file or a directory."""
     if job.output.path == STDOUT:
-        with staging.open_temporary(Path(tempfile.mkdtemp(prefix="embedcli-")), world.token) as stage:
+        with staging.open_temporary(
+            Path(tempfile.mkdtemp(prefix="embedcli-")), world.token
+        ) as stage:
             yield stage
     else:
         with staging.open_staging(Path(job.output.path), world.token, job.run.fresh, keep) as stage:

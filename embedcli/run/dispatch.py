@@ -20,7 +20,9 @@ from embedcli.store.claims import ClaimBoard, StallDetector
 _POLL_SECONDS = 0.2
 
 
-def run_units(plan: RunPlan, world: launch.World, listener: ProgressListener, results: RunResults) -> None:
+def run_units(
+    plan: RunPlan, world: launch.World, listener: ProgressListener, results: RunResults
+) -> None:
     """Have all units done. Raises what a unit raises, DeviceError.
 
     Units that have killed whoever tried them come last, in processes of their own.
@@ -45,7 +47,9 @@ def run_units(plan: RunPlan, world: launch.World, listener: ProgressListener, re
 class _ThisProcess:
     """What this process needs to do units: its devices and its model, once they are needed."""
 
-    def __init__(self, plan: RunPlan, world: launch.World, listener: ProgressListener, results: RunResults) -> None:
+    def __init__(
+        self, plan: RunPlan, world: launch.World, listener: ProgressListener, results: RunResults
+    ) -> None:
         self.plan = plan
         self.steps = UnitSteps(plan)
         self.listener = listener
@@ -92,7 +96,9 @@ def _run_here(here: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> bo
         return here.load(here.expected_tokens) if len(here.devices) == 1 else None
 
     with watchdog(board, plan.job.run.watchdog, here.listener.warn):
-        return run_pipeline(here.steps, board, units, load, here.results.observe, here.results.send_ready)
+        return run_pipeline(
+            here.steps, board, units, load, here.results.observe, here.results.send_ready
+        )
 
 
 def _run_ranks(here: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> None:
@@ -112,7 +118,9 @@ def _run_ranks(here: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> N
         run_pipeline(here.steps, board, units, load, here.results.observe, here.results.show)
 
 
-def _run_workers(here: _ThisProcess, board: ClaimBoard, units: Sequence[int], quarantined: set[int]) -> None:
+def _run_workers(
+    here: _ThisProcess, board: ClaimBoard, units: Sequence[int], quarantined: set[int]
+) -> None:
     """Have the rest done by worker processes on this machine, no more of them than there are units."""
     here.unload()
     remaining = len(here.plan.units) - len(board.done())
@@ -148,16 +156,24 @@ def _do_claimed_units(plan: RunPlan, units: Sequence[int], world: launch.World) 
     try:
         with watchdog(board, plan.job.run.watchdog, lambda message: None):
             device = launch.devices(plan.job.run, needs_torch, world)[0]
-            run_pipeline(UnitSteps(plan), board, units, lambda state: load_model(plan.job, device, 0))
+            run_pipeline(
+                UnitSteps(plan), board, units, lambda state: load_model(plan.job, device, 0)
+            )
     except Exception as error:
         board.fail(supervisor.as_failure(error, plan.stage))
         raise
 
 
 def _wait_for_others(
-    units: Sequence[int], board: ClaimBoard, limit: float, listener: ProgressListener, results: RunResults
+    units: Sequence[int],
+    board: ClaimBoard,
+    limit: float,
+    listener: ProgressListener,
+    results: RunResults,
 ) -> bool:
-    """Wait until all units are done: False; or until one is free again, whose rank shows no progress: True."""
+    """Wait until all units are done: False; or until one is free again, whose rank shows no
+    progress: True.
+    """
     detectors: defaultdict[str, StallDetector] = defaultdict(StallDetector)
     while True:
         remaining = set(units) - board.done()
@@ -177,7 +193,9 @@ def _wait_for_others(
 
 
 def _expected_tokens(state: UnitState, rows: int, max_length: int) -> int:
-    """Estimate how many tokens `rows` rows hold, if they are like a unit's: its missing texts, 4 characters a token."""
+    """Estimate how many tokens `rows` rows hold, if they are like a unit's: its missing texts, 4
+    characters a token.
+    """
     strings = state.rendered_texts(state.missing).strings
     tokens = sum(min(max_length, len(string) // 4) for string in strings)
     return rows * tokens // max(1, len(state.text_numbers))

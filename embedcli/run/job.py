@@ -53,16 +53,28 @@ class Job:
         )
 
     def differences(self, made: ColumnProvenance) -> Differences:
-        """Return how vectors on disk differ from this run's in recipe or vector type: (there, here) by field."""
+        """Return how vectors on disk differ from this run's in recipe or vector type: (there, here)
+        by field.
+        """
         differences = self.recipe.differences(made.recipe)
         vector_types = (made.vector_type, self.output.vector_type)
-        return {**differences, "vector_type": vector_types} if vector_types[0] != vector_types[1] else differences
+        return (
+            {**differences, "vector_type": vector_types}
+            if vector_types[0] != vector_types[1]
+            else differences
+        )
 
     def differences_to_reuse(self, made: ColumnProvenance) -> Differences:
-        """Return the same for vectors that are to stand beside this run's: their dtype counts, too, if one is asked."""
+        """Return the same for vectors that are to stand beside this run's: their dtype counts, too,
+        if one is asked.
+        """
         differences = self.differences(made)
         is_same = self.run.dtype == "auto" or not made.dtypes or made.dtypes == [self.run.dtype]
-        return differences if is_same else {**differences, "dtype": (", ".join(made.dtypes), self.run.dtype)}
+        return (
+            differences
+            if is_same
+            else {**differences, "dtype": (", ".join(made.dtypes), self.run.dtype)}
+        )
 
 
 @cache
@@ -93,10 +105,10 @@ class ProgressListener(Protocol):
 class Counts:
     """What came in and what became of it, in rows.
 
-    rows_out = reused + resumed + embedded: vectors taken from the output as it was, from an interrupted run, and new
-    ones. duplicates: rows of rows_out whose text stood in their unit before. removed: rows of the output as it was
-    whose text is not among the new ones. tokens: of all rows; encoded_tokens and padded_tokens: what was computed now,
-    without and with padding.
+    rows_out = reused + resumed + embedded: vectors taken from the output as it was, from an
+    interrupted run, and new ones. duplicates: rows of rows_out whose text stood in their unit
+    before. removed: rows of the output as it was whose text is not among the new ones. tokens: of
+    all rows; encoded_tokens and padded_tokens: what was computed now, without and with padding.
     """
 
     rows_in: int = 0
@@ -135,8 +147,8 @@ class Counts:
 class Summary:
     """What a run did, for the console and `--report`. Times are in seconds, summed over the workers.
 
-    `launched` tells whether the processes are ranks of a launcher, `update` whether an earlier output was reused,
-    `published` whether the output had to change.
+    `launched` tells whether the processes are ranks of a launcher, `update` whether an earlier
+    output was reused, `published` whether the output had to change.
     """
 
     output: str
@@ -161,7 +173,11 @@ class Summary:
             return ""
         stages_before = ("reading", "rendering", "looking up", "tokenizing")
         slowest_before = max(stages_before, key=self._seconds_of)
-        waiting = {WAITING_FOR_INPUT: slowest_before, "encoding": "encoding", WAITING_FOR_OUTPUT: "writing"}
+        waiting = {
+            WAITING_FOR_INPUT: slowest_before,
+            "encoding": "encoding",
+            WAITING_FOR_OUTPUT: "writing",
+        }
         return waiting[max(waiting, key=self._seconds_of)]
 
     def _seconds_of(self, stage: str) -> float:
@@ -169,7 +185,11 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it, and the ids."""
-        head = {"embedcli": embedcli.__version__, "recipe_id": self.recipe.id, "limited_by": self.limited_by}
+        head = {
+            "embedcli": embedcli.__version__,
+            "recipe_id": self.recipe.id,
+            "limited_by": self.limited_by,
+        }
         return head | asdict(self)
 
 

@@ -28,7 +28,10 @@ class Lookup:
 
     @cached_property
     def index(self) -> reuse.VectorIndex | None:
-        """All vectors that can be looked up; None where there are none. Built on disk by whoever needs it first."""
+        """All vectors that can be looked up; None where there are none.
+
+        Built on disk by whoever needs it first.
+        """
         groups = [*self._plan.earlier, *self._plan.previous]
         if not groups:
             return None
@@ -37,14 +40,19 @@ class Lookup:
         return reuse.VectorIndex(groups, self._plan.stage.run, self._cache)
 
     def fill_in(self, state: UnitState) -> UnitState:
-        """Find what can stay as it is, or look every text up. Raises DataError where the output is damaged."""
+        """Find what can stay as it is, or look every text up.
+
+        Raises DataError where the output is damaged.
+        """
         if self._is_kept(state):
             return state
         self._look_up(state)
         return state
 
     def _is_kept(self, state: UnitState) -> bool:
-        """Leave a unit as it stands, where its part or row group holds the same texts and the same carried values."""
+        """Leave a unit as it stands, where its part or row group holds the same texts and the same
+        carried values.
+        """
         own_part = self._plan.stage.part(state.index)
         if own_part.exists() and self._keep_own_part(state, own_part):
             return True
@@ -66,21 +74,35 @@ class Lookup:
         return True
 
     def _keep_own_part(self, state: UnitState, part: Path) -> bool:
-        """Keep the unit's part of an interrupted run. Rows that the model gave no vector for are listed beside it."""
+        """Keep the unit's part of an interrupted run.
+
+        Rows that the model gave no vector for are listed beside it.
+        """
         try:
-            rejected = {entry["place"]: RowFault(entry["code"], entry["reason"]) for entry in self._rejected(state)}
+            rejected = {
+                entry["place"]: RowFault(entry["code"], entry["reason"])
+                for entry in self._rejected(state)
+            }
             groups = VectorFile(str(part)).row_groups()
         except (DataError, OSError, ValueError, KeyError, TypeError):
             return False  # damaged: done again
-        faults = {row: rejected[place] for row, place in enumerate(state.records.places) if place in rejected}
+        faults = {
+            row: rejected[place]
+            for row, place in enumerate(state.records.places)
+            if place in rejected
+        }
         good = rows_without(len(state.hashes), faults)
-        embedded = replace(state, records=select_records(state.records, good), hashes=state.hashes[good])
+        embedded = replace(
+            state, records=select_records(state.records, good), hashes=state.hashes[good]
+        )
         group = groups[0] if groups else RowGroup(part, 0, 0)
         if len(good) != group.rows:
             return False
         if len(good) and not self._is_whole(group, embedded):
             return False
-        state.result.rejects += rejects_of(self._plan.job, self._plan.corpus, state.index, state.records, faults)
+        state.result.rejects += rejects_of(
+            self._plan.job, self._plan.corpus, state.index, state.records, faults
+        )
         self._keep(state, group, "resumed")
         return True
 

@@ -1,6 +1,7 @@
 """What each process does: claim a unit, do its steps, until there is none left to claim.
 
-While a unit is encoded, the next is read and tokenized and the one before is written, in their own threads.
+While a unit is encoded, the next is read and tokenized and the one before is written, in their own
+threads.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ LoadForUnit = Callable[[UnitState], encoder.Encoder | None]
 def load_model(job: Job, device: str, expected_tokens: int | None = None) -> encoder.Encoder:
     """Load the model, and see that the template leaves room for a text.
 
-    `expected_tokens`: about how many will be encoded, if that is known. Raises ConfigurationError, DeviceError.
+    `expected_tokens`: about how many will be encoded, if that is known. Raises ConfigurationError,
+    DeviceError.
     """
     options = replace(job.run, device=device)
     if options.expected_tokens is None:
@@ -34,16 +36,18 @@ def load_model(job: Job, device: str, expected_tokens: int | None = None) -> enc
     empty, _ = templates.render(job.template, [""], {name: [""] for name in job.template.fields})
     limit = job.spec.max_length
     if model.count_tokens(empty.strings)[0] >= limit:
-        raise ConfigurationError(f"the template alone takes all {limit} tokens of the max length", "raise --max-length")
+        raise ConfigurationError(
+            f"the template alone takes all {limit} tokens of the max length", "raise --max-length"
+        )
     return model
 
 
 class UnitPipeline:
     """The units that this process has claimed, each on its way from reading to writing.
 
-    `next_unit` gives a unit that is read; the caller encodes it and hands it to `write`. Use it in a `with` block:
-    where the block raises, units that are begun and not finished are given back, so that only a process that dies
-    leaves a mark on its unit.
+    `next_unit` gives a unit that is read; the caller encodes it and hands it to `write`. Use it in
+    a `with` block: where the block raises, units that are begun and not finished are given back, so
+    that only a process that dies leaves a mark on its unit.
     """
 
     def __init__(self, steps: UnitSteps, board: ClaimBoard, units: Sequence[int]) -> None:
@@ -78,7 +82,13 @@ class UnitPipeline:
         index, reading = self._reading.popleft()
         self.board.begin(index)
         self._begun.add(index)
-        self.board.beat(stage="reading", unit=index, rows=0, of=self.steps.plan.corpus.units[index].rows, tokens=0)
+        self.board.beat(
+            stage="reading",
+            unit=index,
+            rows=0,
+            of=self.steps.plan.corpus.units[index].rows,
+            tokens=0,
+        )
         with timed(self._waited, WAITING_FOR_INPUT):
             state = reading.result()
         if self._may_read_ahead():
@@ -121,7 +131,9 @@ class UnitPipeline:
     def give_back(self) -> None:
         """Release what this process has claimed and not finished."""
         for index in self._claimed:
-            with contextlib.suppress(OSError):  # a full disk must not hide the error that brought us here
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk must not hide the error that brought us here
                 if self.board.is_done(index):
                     continue
                 self.board.release(index)
@@ -179,7 +191,9 @@ def watchdog(board: ClaimBoard, seconds: float, warn: Callable[[str], None]) -> 
         detector = StallDetector()
         while not ended.wait(min(1.0, seconds / 4)):
             if detector.is_stalled(board.moves, seconds):
-                warn(f"no progress for {seconds:g} s: given up; the same command continues (--watchdog sets the time)")
+                warn(
+                    f"no progress for {seconds:g} s: given up; the same command continues (--watchdog sets the time)"
+                )
                 os._exit(DeviceError.exit_code)
 
     if seconds > 0:

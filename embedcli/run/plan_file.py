@@ -1,4 +1,5 @@
-"""A run's plan as a JSON file in the staging directory: one process writes it, workers and other ranks read it.
+"""A run's plan as a JSON file in the staging directory: one process writes it, workers and other
+ranks read it.
 
 Nothing in it is code: types are checked as it is read. The Arrow schema stands in it as Arrow IPC.
 """
@@ -55,7 +56,9 @@ def save(plan: RunPlan, lookup: Lookup, units: Sequence[int]) -> None:
         version=stage.version,
         previous=tuple(plan.previous),
         candidates=dict(plan.candidates),
-        earlier=tuple(replace(group, path=Path(_portable(str(group.path), stage))) for group in plan.earlier),
+        earlier=tuple(
+            replace(group, path=Path(_portable(str(group.path), stage))) for group in plan.earlier
+        ),
         workers=plan.workers,
         todo=tuple(units),
     )
@@ -88,7 +91,9 @@ def read(stage: staging.Staging, job: Job | None = None) -> tuple[RunPlan, list[
         stage=replace(stage, version=file.version, output=_output(job)),
         previous=file.previous,
         candidates=file.candidates,
-        earlier=[replace(group, path=Path(_local(str(group.path), stage))) for group in file.earlier],
+        earlier=[
+            replace(group, path=Path(_local(str(group.path), stage))) for group in file.earlier
+        ],
         workers=file.workers,
     )
     return plan, list(file.todo)

@@ -21,9 +21,9 @@ from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
 class RunPlan:
     """All that work on units needs, but the model.
 
-    previous: the row groups of the output that is updated; candidates: for a unit, which of them would be its own if
-    nothing changed; earlier: parts that an interrupted run left for the input as it was then. workers: how many
-    processes share the units.
+    previous: the row groups of the output that is updated; candidates: for a unit, which of them
+    would be its own if nothing changed; earlier: parts that an interrupted run left for the input
+    as it was then. workers: how many processes share the units.
     """
 
     job: Job
@@ -46,13 +46,18 @@ class RunPlan:
 
 
 def make_plan(
-    job: Job, stage: staging.Staging, listener: ProgressListener, dry: bool = False, workers: int = 1
+    job: Job,
+    stage: staging.Staging,
+    listener: ProgressListener,
+    dry: bool = False,
+    workers: int = 1,
 ) -> RunPlan:
-    """Cut the corpus into units and find the vectors on disk; a run's `auto` goes on as they were made.
+    """Cut the corpus into units and find the vectors on disk; a run's `auto` goes on as they were
+    made.
 
-    A dry plan changes nothing on disk but the run's own directory.
-    Raises ConfigurationError where those are of another recipe, DataError where the input has too few rows, and what
-    `sources.plan` raises.
+    A dry plan changes nothing on disk but the run's own directory. Raises ConfigurationError where
+    those are of another recipe, DataError where the input has too few rows, and what `sources.plan`
+    raises.
     """
     job, updated = _compare_with_output(job, listener)
     job = replace(job, run=continue_as_before(job.run, _left_behind(job, stage, dry), updated))
@@ -61,7 +66,9 @@ def make_plan(
         listener.warn(note)
     _check_rows(job, corpus)
     signature = _signature(corpus, job)
-    folders = [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
+    folders = (
+        [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
+    )
     if not dry:
         stage.adopt(signature)
     previous = VectorFile(job.output.path).row_groups() if updates_output(job) else []
@@ -78,12 +85,18 @@ def make_plan(
     return plan
 
 
-def continue_as_before(run: RunOptions, left: ColumnProvenance | None, updated: ColumnProvenance | None) -> RunOptions:
-    """Return a run's options, with `auto` as vectors on disk were made: their dtype; compiled as a run's were.
+def continue_as_before(
+    run: RunOptions, left: ColumnProvenance | None, updated: ColumnProvenance | None
+) -> RunOptions:
+    """Return a run's options, with `auto` as vectors on disk were made: their dtype; compiled as a
+    run's were.
 
-    `left` is the provenance of what an interrupted run left, `updated` that of the output to be updated.
+    `left` is the provenance of what an interrupted run left, `updated` that of the output to be
+    updated.
     """
-    dtypes = {made.dtypes[0] for made in (left, updated) if made is not None and len(made.dtypes) == 1}
+    dtypes = {
+        made.dtypes[0] for made in (left, updated) if made is not None and len(made.dtypes) == 1
+    }
     known: set[DType] = set(get_args(DType))
     if run.dtype == "auto" and dtypes & known:
         run = replace(run, dtype=next(dtype for dtype in get_args(DType) if dtype in dtypes))
@@ -94,13 +107,19 @@ def continue_as_before(run: RunOptions, left: ColumnProvenance | None, updated: 
 
 def _check_rows(job: Job, corpus: Corpus) -> None:
     if corpus.rows < job.output.min_rows:
-        raise DataError(f"the input has {corpus.rows} rows, fewer than --min-rows {job.output.min_rows}")
+        raise DataError(
+            f"the input has {corpus.rows} rows, fewer than --min-rows {job.output.min_rows}"
+        )
     if not corpus.rows and not job.output.allow_empty and job.output.path != STDOUT:
-        raise DataError("the input has no rows: nothing was changed", "--allow-empty accepts an empty input")
+        raise DataError(
+            "the input has no rows: nothing was changed", "--allow-empty accepts an empty input"
+        )
 
 
 def _left_behind(job: Job, stage: staging.Staging, dry: bool) -> ColumnProvenance | None:
-    """Return the provenance of what an interrupted run left; what is of another recipe is refused or thrown away."""
+    """Return the provenance of what an interrupted run left; what is of another recipe is refused
+    or thrown away.
+    """
     for path in _files_in([stage.parts, stage.earlier]):
         made = _made_if_sound(path)
         if made is None:
@@ -110,15 +129,23 @@ def _left_behind(job: Job, stage: staging.Staging, dry: bool) -> ColumnProvenanc
             return made
         if not job.run.overwrite:
             hint = "--fresh throws away what it left; or repeat its options to continue it"
-            raise _mismatch(f"{stage.name}: left by an interrupted run", "the unfinished work", differences, hint)
+            raise _mismatch(
+                f"{stage.name}: left by an interrupted run",
+                "the unfinished work",
+                differences,
+                hint,
+            )
         if not dry:
             stage.forget_parts()
         return None
     return None
 
 
-def _compare_with_output(job: Job, listener: ProgressListener) -> tuple[Job, ColumnProvenance | None]:
-    """Compare the job with the output that is there; return the job, and the provenance of what it is to update.
+def _compare_with_output(
+    job: Job, listener: ProgressListener
+) -> tuple[Job, ColumnProvenance | None]:
+    """Compare the job with the output that is there; return the job, and the provenance of what it
+    is to update.
 
     An output of another recipe is replaced by `--overwrite` alone, which then updates nothing.
     """
@@ -130,20 +157,29 @@ def _compare_with_output(job: Job, listener: ProgressListener) -> tuple[Job, Col
     except DataError as error:
         if job.run.overwrite:
             return _without_update(job), None
-        raise ConfigurationError(f"{path}: can't be read: {error.message}", "--overwrite replaces it") from None
+        raise ConfigurationError(
+            f"{path}: can't be read: {error.message}", "--overwrite replaces it"
+        ) from None
     differences = job.differences_to_reuse(made) if job.run.update else job.differences(made)
     if not differences:
         return job, made if job.run.update else None
     if not job.run.overwrite:
         what = "can't be updated" if job.run.update else "would be replaced"
-        raise _mismatch(f"{path}: {what}", path.name, differences, "--overwrite embeds everything anew and replaces it")
+        raise _mismatch(
+            f"{path}: {what}",
+            path.name,
+            differences,
+            "--overwrite embeds everything anew and replaces it",
+        )
     differing = describe_differences(differences, path.name)
     listener.warn(f"{path}: replaced, everything is embedded anew: {differing}")
     return _without_update(job), None
 
 
 def _mismatch(what: str, where: str, differences: Differences, hint: str) -> ConfigurationError:
-    return ConfigurationError(f"{what}: recipe mismatch: {describe_differences(differences, where)}", hint)
+    return ConfigurationError(
+        f"{what}: recipe mismatch: {describe_differences(differences, where)}", hint
+    )
 
 
 def _without_update(job: Job) -> Job:
@@ -177,27 +213,44 @@ def _groups_if_sound(part: Path) -> list[RowGroup]:
     try:
         groups = VectorFile(str(part)).row_groups()
         cache = RowGroupCache()
-        return [group for group in groups if len(cache.embedding_columns(group).tokens) == group.rows]
+        return [
+            group for group in groups if len(cache.embedding_columns(group).tokens) == group.rows
+        ]
     except (DataError, InputMissingError, OSError):
         return []
 
 
 def _signature(corpus: Corpus, job: Job) -> str:
-    """Return 16 hex digits over the input and how it is read: do parts belong to it? Hashes tell what is in them."""
-    options = (job.input.text_column, job.input.columns, job.input.fields, job.output.embedding_column)
+    """Return 16 hex digits over the input and how it is read: do parts belong to it? Hashes tell
+    what is in them.
+    """
+    options = (
+        job.input.text_column,
+        job.input.columns,
+        job.input.fields,
+        job.output.embedding_column,
+    )
     schema = [(column.name, str(column.type)) for column in corpus.schema]
-    return hashlib.sha256(repr((corpus.digest, corpus.units, schema, options)).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        repr((corpus.digest, corpus.units, schema, options)).encode()
+    ).hexdigest()[:16]
 
 
 def _version(signature: str, job: Job) -> str:
     """Return 8 hex digits that stand for the output that this run makes."""
-    return hashlib.sha256(f"{signature} {job.recipe.id} {job.output.vector_type}".encode()).hexdigest()[:8]
+    return hashlib.sha256(
+        f"{signature} {job.recipe.id} {job.output.vector_type}".encode()
+    ).hexdigest()[:8]
 
 
 def _candidates(corpus: Corpus, previous: Sequence[RowGroup], job: Job) -> dict[int, int]:
-    """Return for each unit the row group of the earlier output that would be its own if nothing changed."""
+    """Return for each unit the row group of the earlier output that would be its own if nothing
+    changed.
+    """
     units = [index for index, unit in enumerate(corpus.units) if unit.rows]
     if Path(job.output.path).is_dir():
-        by_unit = {parts.unit_of_part(group.path.name): number for number, group in enumerate(previous)}
+        by_unit = {
+            parts.unit_of_part(group.path.name): number for number, group in enumerate(previous)
+        }
         return {index: by_unit[index] for index in units if index in by_unit}
     return dict(zip(units, range(len(previous)), strict=False))

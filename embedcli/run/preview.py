@@ -1,4 +1,6 @@
-"""What a run would do, without doing it: rows, units, tokens, reuse, size, and the disk that it would need."""
+"""What a run would do, without doing it: rows, units, tokens, reuse, size, and the disk that it
+would need.
+"""
 
 import shutil
 from collections.abc import Sequence
@@ -24,9 +26,10 @@ _BYTES_BESIDE_VECTOR = 16 + 4 + 1
 class Preview:
     """What a run would do.
 
-    rows = unchanged + to_embed + duplicates + rejected, as far as they are known without a model. tokens: what it would
-    encode, estimated from `sampled` texts. output_bytes: what the output would take at most, before compression;
-    needed_bytes: what the run would write beside what is there; free_bytes: what the disk has; None for a stream.
+    rows = unchanged + to_embed + duplicates + rejected, as far as they are known without a model.
+    tokens: what it would encode, estimated from `sampled` texts. output_bytes: what the output
+    would take at most, before compression; needed_bytes: what the run would write beside what is
+    there; free_bytes: what the disk has; None for a stream.
     """
 
     output: str
@@ -67,7 +70,9 @@ def make_preview(plan: RunPlan) -> Preview:
         preview.sampled = len(lengths)
         preview.tokens = round(sum(lengths) / len(lengths) * preview.to_embed)
     if job.output.path != STDOUT:
-        if not job.output.directory and preview.needed_bytes:  # the parts, and then the whole beside them
+        if (
+            not job.output.directory and preview.needed_bytes
+        ):  # the parts, and then the whole beside them
             preview.needed_bytes += preview.output_bytes
         preview.free_bytes = shutil.disk_usage(Path(job.output.path).absolute().parent).free
     return preview

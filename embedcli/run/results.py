@@ -21,7 +21,9 @@ from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
 class RunResults:
     """The results of a run's units. With a stream, each is sent as soon as all before it are there."""
 
-    def __init__(self, plan: RunPlan, listener: ProgressListener, summary: Summary, stdout: BinaryIO | None) -> None:
+    def __init__(
+        self, plan: RunPlan, listener: ProgressListener, summary: Summary, stdout: BinaryIO | None
+    ) -> None:
         self.plan = plan
         self.summary = summary
         self._listener = listener
@@ -38,7 +40,9 @@ class RunResults:
         """Warn of what should be seen early."""
         if state.result.counts.prefixed and not self._warned_of_prefix:
             prefix = self.plan.job.template.prefix.strip()
-            self._listener.warn(f"texts already start with {prefix!r}, which the template puts before them once more")
+            self._listener.warn(
+                f"texts already start with {prefix!r}, which the template puts before them once more"
+            )
             self._warned_of_prefix = True
 
     def advance(self, rows: int, tokens: int) -> None:
@@ -90,11 +94,16 @@ class RunResults:
         if self._stream is None:
             assert self._stdout is not None
             open_writer = stream_writers.WRITERS[self.plan.job.output.format]
-            self._stream = open_writer(self._stdout, self.plan.schema, self.plan.job.provenance(made))
+            self._stream = open_writer(
+                self._stdout, self.plan.schema, self.plan.job.provenance(made)
+            )
         return self._stream
 
     def publish(self) -> None:
-        """Account for all rows and make the output visible. Raises DataError where a row is lost, StorageError."""
+        """Account for all rows and make the output visible.
+
+        Raises DataError where a row is lost, StorageError.
+        """
         self._collect()
         job, counts = self.plan.job, self.summary.counts
         results = [self._results[index] for index in self.plan.units]
@@ -136,7 +145,9 @@ class RunResults:
         rows, counts = self.plan.corpus.rows, self.summary.counts
         lost = rows - counts.rows_out - counts.rejected
         if lost or counts.rows_in != rows:
-            raise DataError(f"row accounting failed: {lost} of {rows} rows are neither output nor rejected")
+            raise DataError(
+                f"row accounting failed: {lost} of {rows} rows are neither output nor rejected"
+            )
 
     def _is_unchanged(self, results: Sequence[UnitResult], provenance: Provenance) -> bool:
         """Tell whether the output is what this run would write, but for the versions of libraries."""

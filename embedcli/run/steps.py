@@ -1,7 +1,7 @@
 """The steps of one unit: read, render, look up what is known, encode the rest, leave a durable part.
 
-In steps, since they overlap with those of other units, and since the lookup often shows that there is nothing to
-encode: then no model is loaded.
+In steps, since they overlap with those of other units, and since the lookup often shows that there
+is nothing to encode: then no model is loaded.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +34,9 @@ OnProgress = Callable[[int, int], None]
 
 
 class UnitSteps:
-    """The steps of a plan's units in one process, which keeps input files open and row groups in memory."""
+    """The steps of a plan's units in one process, which keeps input files open and row groups in
+    memory.
+    """
 
     def __init__(self, plan: RunPlan) -> None:
         self.plan = plan
@@ -52,7 +54,10 @@ class UnitSteps:
             records = self._read(self.plan.corpus.units[index])
         with timed(result.seconds, "rendering"):
             rendered, faults = templates.render(job.template, records.texts, records.fields)
-            result.rejects = [*records.rejects, *rejects_of(job, self.plan.corpus, index, records, faults)]
+            result.rejects = [
+                *records.rejects,
+                *rejects_of(job, self.plan.corpus, index, records, faults),
+            ]
             good = rows_without(len(records.texts), faults)
             records = select_records(records, good)
             rendered = select_rendered(rendered, good)
@@ -74,7 +79,9 @@ class UnitSteps:
             )
             return self.lookup.fill_in(state)
 
-    def prepare(self, state: UnitState, model: encoder.Encoder, numbers: Numbers | None = None) -> None:
+    def prepare(
+        self, state: UnitState, model: encoder.Encoder, numbers: Numbers | None = None
+    ) -> None:
         """Tokenize some texts, or all that are missing."""
         if numbers is None:
             numbers = state.missing
@@ -124,7 +131,9 @@ class UnitSteps:
             publish.keep_part(state.kept_part, self.plan.stage.part(state.index))
         if not state.is_kept:
             faults = _faults_of(state, failed)
-            result.rejects += rejects_of(self.plan.job, self.plan.corpus, state.index, state.records, faults)
+            result.rejects += rejects_of(
+                self.plan.job, self.plan.corpus, state.index, state.records, faults
+            )
             good = rows_without(len(state.text_numbers), faults)
             counts.embedded = int(np.isin(state.text_numbers[good], state.missing).sum())
             with timed(result.seconds, "writing"):
@@ -150,12 +159,19 @@ class UnitSteps:
         result.counts.tokens = int(columns.tokens.sum())
         result.counts.truncated = int(columns.truncated.sum())
         if faults:
-            rejected = [{"place": state.records.places[row], **asdict(fault)} for row, fault in faults.items()]
+            rejected = [
+                {"place": state.records.places[row], **asdict(fault)}
+                for row, fault in faults.items()
+            ]
             staging.write_json(stage.unfinished(), stage.rejected(state.index), rejected)
         else:
-            stage.rejected(state.index).unlink(missing_ok=True)  # of an attempt that didn't get as far as its part
+            stage.rejected(state.index).unlink(
+                missing_ok=True
+            )  # of an attempt that didn't get as far as its part
         carried = select_records(state.records, good).table
-        table = parts.assemble(carried, self.plan.schema, ColumnNames.of(job.output.embedding_column), columns)
+        table = parts.assemble(
+            carried, self.plan.schema, ColumnNames.of(job.output.embedding_column), columns
+        )
         unfinished = stage.unfinished()
         durable = stage.output is not None
         parts.write(unfinished, self.plan.schema, job.provenance(result.made), [table], durable)

@@ -1,6 +1,7 @@
 """Several workers on one machine: starts them, watches them, and restarts those that die.
 
-A unit that has killed its worker twice is quarantined until the others are done; then its bad texts are looked for.
+A unit that has killed its worker twice is quarantined until the others are done; then its bad texts
+are looked for.
 """
 
 import contextlib
@@ -42,8 +43,8 @@ def is_quarantined(board: ClaimBoard, index: int) -> bool:
 class _Worker:
     """A place for a process on a device: the process that has it now, and how its processes fared.
 
-    deaths: processes that died in a row without finishing a unit; early_deaths: those that died before they had one.
-    stalled: this process was ended since it showed no progress.
+    deaths: processes that died in a row without finishing a unit; early_deaths: those that died
+    before they had one. stalled: this process was ended since it showed no progress.
     """
 
     number: int
@@ -87,7 +88,10 @@ class WorkerSupervisor:
     restarts: int = 0
 
     def run(self) -> None:
-        """Have all units done. Raises DeviceError where all workers fail repeatedly, and what a worker raises."""
+        """Have all units done.
+
+        Raises DeviceError where all workers fail repeatedly, and what a worker raises.
+        """
         workers = [_Worker(number, device) for number, device in enumerate(self.devices)]
         plan_file.save(self.plan, self.steps.lookup, self.units)
         for index in self.quarantined:
@@ -97,7 +101,9 @@ class WorkerSupervisor:
                 for worker in workers:
                     self._look_after(worker)
                 if all(worker.given_up for worker in workers):
-                    raise DeviceError("all workers failed repeatedly", self._last_output(workers[-1]))
+                    raise DeviceError(
+                        "all workers failed repeatedly", self._last_output(workers[-1])
+                    )
                 self._tick()
         for index in sorted(self.quarantined):
             self._do_without_bad_texts(index)
@@ -108,7 +114,9 @@ class WorkerSupervisor:
     def _tick(self) -> None:
         raise_failure(self.board)
         heartbeats = self.board.heartbeats()
-        self.listener.workers([heartbeat for heartbeat in heartbeats if heartbeat.worker != self.board.worker])
+        self.listener.workers(
+            [heartbeat for heartbeat in heartbeats if heartbeat.worker != self.board.worker]
+        )
         self.on_tick()
         time.sleep(_TICK_SECONDS)
 
@@ -162,7 +170,9 @@ class WorkerSupervisor:
         return None
 
     def _on_death(self, worker: _Worker, code: int) -> None:
-        """Release a dead worker's units, quarantine those that have killed before, and restart it, or give it up."""
+        """Release a dead worker's units, quarantine those that have killed before, and restart it,
+        or give it up.
+        """
         held = self.board.claimed_by(worker.board_name)
         for index in held:
             self.board.release(index)
@@ -203,12 +213,16 @@ class WorkerSupervisor:
         """Find the texts of a unit that kill the process, and have the unit done without them."""
         worker = _Worker(len(self.devices), self.devices[0])
         bad_texts: dict[int, str] = {}
-        self.listener.warn(f"unit {index} ended its worker {_MAX_ATTEMPTS} times: looking for the row")
+        self.listener.warn(
+            f"unit {index} ended its worker {_MAX_ATTEMPTS} times: looking for the row"
+        )
         with self._ended_with([worker]):
             while (reason := self._try(worker, index, bad_texts)) is not None:
                 number = self._bisect(worker, index, bad_texts)
                 if number is None or len(bad_texts) == _MAX_BAD_TEXTS:
-                    raise DeviceError(f"{worker.name} dies of unit {index}: {reason}", self._last_output(worker))
+                    raise DeviceError(
+                        f"{worker.name} dies of unit {index}: {reason}", self._last_output(worker)
+                    )
                 bad_texts[number] = f"it ends the process that encodes it: {reason}"
 
     def _bisect(self, worker: _Worker, index: int, bad_texts: dict[int, str]) -> int | None:
@@ -228,9 +242,15 @@ class WorkerSupervisor:
                 return int(missing[start])
 
     def _try(
-        self, worker: _Worker, index: int, bad_texts: dict[int, str], slices: list[list[int]] | None = None
+        self,
+        worker: _Worker,
+        index: int,
+        bad_texts: dict[int, str],
+        slices: list[list[int]] | None = None,
     ) -> str | None:
-        """Have a process of its own do a unit, or try slices of it; return how it died, None where it lived."""
+        """Have a process of its own do a unit, or try slices of it; return how it died, None where
+        it lived.
+        """
         self._start(worker, {"unit": index, "bad_texts": bad_texts, "slices": slices})
         assert worker.process is not None
         while (code := worker.process.poll()) is None:
@@ -240,11 +260,18 @@ class WorkerSupervisor:
         if code == 0:
             return None
         self.restarts += 1
-        return f"no progress for {self.plan.job.run.watchdog:g} s" if worker.stalled else _describe_code(code)
+        return (
+            f"no progress for {self.plan.job.run.watchdog:g} s"
+            if worker.stalled
+            else _describe_code(code)
+        )
 
     @contextlib.contextmanager
     def _ended_with(self, workers: Sequence[_Worker]) -> Iterator[None]:
-        """End all workers with the block. They may be killed at any moment: what they finished is durable."""
+        """End all workers with the block.
+
+        They may be killed at any moment: what they finished is durable.
+        """
         try:
             yield
         finally:
@@ -273,4 +300,6 @@ def raise_failure(board: ClaimBoard) -> None:
     """Raise the error that a worker wrote down, if one did."""
     for failure in board.failures():
         kind = getattr(errors, failure["kind"], None)
-        raise kind(failure["message"], failure["hint"]) if kind else RuntimeError(failure["message"])
+        raise (
+            kind(failure["message"], failure["hint"]) if kind else RuntimeError(failure["message"])
+        )

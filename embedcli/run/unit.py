@@ -24,8 +24,8 @@ Numbers = npt.NDArray[np.intp]
 class UnitResult:
     """What became of a unit.
 
-    previous: the row group of the earlier output that stays as it is, by its number; None where the unit has a part.
-    made: what computed its vectors.
+    previous: the row group of the earlier output that stays as it is, by its number; None where the
+    unit has a part. made: what computed its vectors.
     """
 
     rows: int = 0
@@ -51,14 +51,14 @@ class UnitResult:
 class UnitState:
     """A unit's good rows on their way to a part, in the order in which the fields are filled.
 
-    Equal texts of a unit are encoded once: `text_numbers` tells for each row which distinct text it has, and
-    `first_rows` for each distinct text the first row that has it.
+    Equal texts of a unit are encoded once: `text_numbers` tells for each row which distinct text it
+    has, and `first_rows` for each distinct text the first row that has it.
 
-    records, rendered, hashes (16-byte voids): by row, after reading.
-    columns: by distinct text; after the lookup those of known texts are filled in, after encoding all are.
-    missing: the distinct texts whose vector has to be computed.
-    is_kept: the unit stays as it lies on disk; kept_part: the part that it stays as, where that isn't its own yet.
-    prepared: the missing texts as the encoder takes them.
+    records, rendered, hashes (16-byte voids): by row, after reading. columns: by distinct text;
+    after the lookup those of known texts are filled in, after encoding all are. missing: the
+    distinct texts whose vector has to be computed. is_kept: the unit stays as it lies on disk;
+    kept_part: the part that it stays as, where that isn't its own yet. prepared: the missing texts
+    as the encoder takes them.
     """
 
     index: int
@@ -109,8 +109,13 @@ def select_rendered(rendered: Rendered, rows: Numbers) -> Rendered:
     )
 
 
-def rejects_of(job: Job, corpus: Corpus, index: int, records: Records, faults: Mapping[int, RowFault]) -> list[Reject]:
-    """Return a unit's rows with a fault as rejects. Raises the first as DataError, unless they are to be set aside."""
+def rejects_of(
+    job: Job, corpus: Corpus, index: int, records: Records, faults: Mapping[int, RowFault]
+) -> list[Reject]:
+    """Return a unit's rows with a fault as rejects.
+
+    Raises the first as DataError, unless they are to be set aside.
+    """
     file = corpus.files[corpus.units[index].file]
     rejects = [
         Reject(

@@ -1,6 +1,8 @@
-"""A worker process: `python -m embedcli.run.worker`, which reads its errand as JSON from standard input.
+"""A worker process: `python -m embedcli.run.worker`, which reads its errand as JSON from standard
+input.
 
-Claims units until none is left; or, by an order, does one unit without its bad texts, or tries slices of it.
+Claims units until none is left; or, by an order, does one unit without its bad texts, or tries
+slices of it.
 """
 
 import json
@@ -55,7 +57,9 @@ def _device_here(device: str) -> str:
     return device.partition(":")[0]
 
 
-def _carry_out(order: dict[str, Any], steps: UnitSteps, board: ClaimBoard, load: Callable[[], Encoder]) -> None:
+def _carry_out(
+    order: dict[str, Any], steps: UnitSteps, board: ClaimBoard, load: Callable[[], Encoder]
+) -> None:
     """Do one unit without its bad texts, or try slices of its missing texts, saying which before each."""
     index = order["unit"]
     state = steps.read(index)

@@ -27,7 +27,9 @@ def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
     files = [open_input(name, spool / f"input-{index}") for index, name in enumerate(names)]
     for file in files:
         if file.format != files[0].format:
-            titles = [f"{other.name} is {FORMATS[other.format].title}" for other in (files[0], file)]
+            titles = [
+                f"{other.name} is {FORMATS[other.format].title}" for other in (files[0], file)
+            ]
             raise DataError(" and ".join(titles), "give inputs of one format in one run")
     total = sum(Path(file.path).stat().st_size for file in files)
     return FORMATS[files[0].format].plan(files, options, unit_bytes(total))
@@ -43,7 +45,9 @@ def grown(corpus: Corpus) -> list[str]:
         end = max((unit.stop for unit in corpus.units if unit.file == index), default=0)
         appended = _size(file) - end
         if appended > 0:
-            notes.append(f"{file.name}: grew by {appended:,} bytes during the run: they are left for the next one")
+            notes.append(
+                f"{file.name}: grew by {appended:,} bytes during the run: they are left for the next one"
+            )
     return notes
 
 
@@ -57,8 +61,8 @@ def _size(file: InputFile) -> int:
 def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
     """Return a function that reads units of the corpus; cheapest when they come in order.
 
-    It raises DataError at the first bad row unless rejects are wanted, InputChangedError where a file is not what was
-    planned.
+    It raises DataError at the first bad row unless rejects are wanted, InputChangedError where a
+    file is not what was planned.
     """
     read_unit = FORMATS[corpus.files[0].format].open_reader()
 
@@ -67,7 +71,9 @@ def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
         records = read_unit(corpus, unit, options)
         rows = len(records.texts) + len(records.rejects)
         if rows != unit.rows:
-            raise changed(file, f"{rows} rows where {unit.rows} were, from {file.place} {unit.first}")
+            raise changed(
+                file, f"{rows} rows where {unit.rows} were, from {file.place} {unit.first}"
+            )
         stop_at_first(records.rejects, options.on_error)
         return records
 

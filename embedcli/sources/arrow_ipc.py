@@ -1,4 +1,6 @@
-"""Arrow IPC files (also called Feather) into units of records: row ranges of one schema, read batch by batch."""
+"""Arrow IPC files (also called Feather) into units of records: row ranges of one schema, read batch
+by batch.
+"""
 
 import bisect
 import hashlib
@@ -13,13 +15,20 @@ from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Unit
 from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
 from embedcli.sources.sizes import MAX_WIDTH, row_ranges
-from embedcli.sources.tables import carried_schema, check_same_schema, columns_to_read, records_of, top_level
+from embedcli.sources.tables import (
+    carried_schema,
+    check_same_schema,
+    columns_to_read,
+    records_of,
+    top_level,
+)
 
 
 def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
     """Cut files into row ranges by the sizes of their batches, which are read for that.
 
-    Raises DataError where a file is damaged, the text column is missing or of another type, or schemas differ.
+    Raises DataError where a file is damaged, the text column is missing or of another type, or
+    schemas differ.
     """
     units: list[Unit] = []
     planned: list[InputFile] = []
@@ -55,7 +64,9 @@ def _open(file: InputFile, descriptor: int) -> pa.ipc.RecordBatchFileReader:
 
 def _unreadable(file: InputFile, error: Exception) -> DataError:
     reason = " ".join(str(error).split())
-    return DataError(f"{file.name}: not a readable Arrow IPC file: {reason}", "the file is damaged or truncated")
+    return DataError(
+        f"{file.name}: not a readable Arrow IPC file: {reason}", "the file is damaged or truncated"
+    )
 
 
 def _batches(file: InputFile, reader: pa.ipc.RecordBatchFileReader) -> Iterator[pa.RecordBatch]:
@@ -63,8 +74,11 @@ def _batches(file: InputFile, reader: pa.ipc.RecordBatchFileReader) -> Iterator[
         yield _read_batch(file, reader, index)
 
 
-def _read_batch(file: InputFile, reader: pa.ipc.RecordBatchFileReader, index: int) -> pa.RecordBatch:
-    """Read a batch and see that no value lies outside it: Arrow believes the offsets of a damaged file.
+def _read_batch(
+    file: InputFile, reader: pa.ipc.RecordBatchFileReader, index: int
+) -> pa.RecordBatch:
+    """Read a batch and see that no value lies outside it: Arrow believes the offsets of a damaged
+    file.
 
     Raises DataError. Whether strings are UTF-8 is checked row by row, later.
     """

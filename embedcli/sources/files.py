@@ -1,4 +1,6 @@
-"""From the names people give to files that can be read at any offset: globs, folders, magic bytes, decompression."""
+"""From the names people give to files that can be read at any offset: globs, folders, magic bytes,
+decompression.
+"""
 
 import glob
 import gzip
@@ -67,7 +69,9 @@ def _expand(path: str) -> list[str]:
         return [path]
     inside = sorted(_walk(path))
     if not inside:
-        raise InputMissingError(f"{path}: the folder holds no input file", f"looked for *{', *'.join(suffixes())}")
+        raise InputMissingError(
+            f"{path}: the folder holds no input file", f"looked for *{', *'.join(suffixes())}"
+        )
     return inside
 
 
@@ -77,13 +81,19 @@ def _walk(folder: str) -> Iterator[str]:
 
     for where, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        yield from (os.path.join(where, n) for n in names if n.endswith(suffixes()) and not n.startswith((".", "_")))
+        yield from (
+            os.path.join(where, n)
+            for n in names
+            if n.endswith(suffixes()) and not n.startswith((".", "_"))
+        )
 
 
 def open_input(name: str, spool: Path) -> InputFile:
-    """Look into a file and make it readable at any offset; pipes and compressed files are written under `spool`.
+    """Look into a file and make it readable at any offset; pipes and compressed files are written
+    under `spool`.
 
-    The content decides the format, never the name. Raises AccessError, InputMissingError, StorageError, DataError.
+    The content decides the format, never the name. Raises AccessError, InputMissingError,
+    StorageError, DataError.
     """
     shown = "<stdin>" if name == STDIN else name
     try:
@@ -129,14 +139,19 @@ def _is_compressed(head: bytes) -> bool:
 
 
 def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[int, ...]) -> str:
-    """Write out what a gzip or zstd file holds; damage becomes DataError, never a traceback or a short corpus.
+    """Write out what a gzip or zstd file holds; damage becomes DataError, never a traceback or a
+    short corpus.
 
     Raises InputChangedError where the file changes meanwhile, which looks like damage.
     """
     kind = "gzip" if head.startswith(b"\x1f\x8b") else "zstd"
     try:
         with open(path, "rb") as stream:
-            source = gzip.GzipFile(fileobj=stream) if kind == "gzip" else pa.CompressedInputStream(stream, "zstd")
+            source = (
+                gzip.GzipFile(fileobj=stream)
+                if kind == "gzip"
+                else pa.CompressedInputStream(stream, "zstd")
+            )
             _write(iter(lambda: source.read(_BLOCK), b""), target)
             if identity_of(os.fstat(stream.fileno())) != identity:
                 raise changed(InputFile(name, path, kind, "line"), "while it was decompressed")
@@ -145,8 +160,12 @@ def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[
         if isinstance(error, OSError) and error.errno is not None:
             raise
         if identity_of(os.stat(path)) != identity:
-            raise changed(InputFile(name, path, kind, "line"), "while it was decompressed") from None
-        raise DataError(f"{name}: damaged {kind} stream: {error}", "the file is cut off or was changed") from None
+            raise changed(
+                InputFile(name, path, kind, "line"), "while it was decompressed"
+            ) from None
+        raise DataError(
+            f"{name}: damaged {kind} stream: {error}", "the file is cut off or was changed"
+        ) from None
 
 
 def _format(head: bytes, name: str) -> str:
@@ -159,5 +178,8 @@ def _format(head: bytes, name: str) -> str:
     if name.endswith(".parquet") and not head.lstrip().startswith(b"{"):
         raise DataError(f"{name}: it is not a Parquet file (no PAR1 at its start)")
     if b"\0" in head[:4]:
-        raise DataError(f"{name}: it is not UTF-8 text (NUL bytes at its start)", "convert it with iconv -t UTF-8")
+        raise DataError(
+            f"{name}: it is not UTF-8 text (NUL bytes at its start)",
+            "convert it with iconv -t UTF-8",
+        )
     return "jsonl"

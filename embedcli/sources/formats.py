@@ -15,11 +15,11 @@ ReadUnit = Callable[[Corpus, Unit, InputOptions], Records]
 class Format:
     """An input format.
 
-    title: what people call it. suffixes: of the files that are looked for in folders; also_named: suffixes that such
-    files have besides. magic: the first bytes of a file, empty for text. place: what people count in it.
-    may_be_compressed: with gzip or zstd around it. may_grow: rows may be appended to a file while it is read.
-    plan(files, options, bytes per unit) cuts files into units; open_reader() gives a function that reads units,
-    cheapest when they come in order.
+    title: what people call it. suffixes: of the files that are looked for in folders; also_named:
+    suffixes that such files have besides. magic: the first bytes of a file, empty for text. place:
+    what people count in it. may_be_compressed: with gzip or zstd around it. may_grow: rows may be
+    appended to a file while it is read. plan(files, options, bytes per unit) cuts files into units;
+    open_reader() gives a function that reads units, cheapest when they come in order.
     """
 
     title: str
@@ -70,7 +70,9 @@ _COMPRESSIONS = (".gz", ".zst")
 
 
 def suffixes() -> tuple[str, ...]:
-    """Return the suffixes of input files that are looked for in folders, with those of compressed ones."""
+    """Return the suffixes of input files that are looked for in folders, with those of compressed
+    ones.
+    """
     found: list[str] = []
     for row in FORMATS.values():
         found += _with_compressions(row, row.suffixes)

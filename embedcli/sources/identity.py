@@ -63,7 +63,9 @@ class PlannedFile:
             return
         try:
             identity = identity_of(os.fstat(self.descriptor))
-            is_same = identity == self._identity or self._digest(self.descriptor) == self._file.digest
+            is_same = (
+                identity == self._identity or self._digest(self.descriptor) == self._file.digest
+            )
         except (DataError, OSError):  # damaged by now, or a directory, say
             is_same = False
         if not is_same:

@@ -16,7 +16,8 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Line(NamedTuple):
-    """One line: its number from 1, where it starts and stops in the file, its bytes (None: longer than allowed).
+    """One line: its number from 1, where it starts and stops in the file, its bytes (None: longer
+    than allowed).
 
     digest: of the bytes of a line that is longer than allowed.
     """
@@ -56,29 +57,40 @@ def _refuse_constant(literal: str) -> float:
 
 
 _DECODER = json.JSONDecoder(
-    object_pairs_hook=_no_duplicates, parse_float=_finite, parse_constant=_refuse_constant, strict=True
+    object_pairs_hook=_no_duplicates,
+    parse_float=_finite,
+    parse_constant=_refuse_constant,
+    strict=True,
 )
 
 
 def parse(line: Line, limit: int) -> Row:
     """A line's object. Raises BadRowError for all that is not one strict JSON object in UTF-8."""
     if line.content is None:
-        raise BadRowError("too-long", f"the line is longer than {limit} bytes", "--max-row-bytes raises the limit")
+        raise BadRowError(
+            "too-long", f"the line is longer than {limit} bytes", "--max-row-bytes raises the limit"
+        )
     content = line.content.removeprefix(BOM)
     try:
         value = _DECODER.decode(content.decode())
     except UnicodeDecodeError as error:
         at = line.offset + len(line.content) - len(content) + error.start
-        raise BadRowError("not-utf8", f"byte {content[error.start]:#04x} at offset {at} is not UTF-8") from None
+        raise BadRowError(
+            "not-utf8", f"byte {content[error.start]:#04x} at offset {at} is not UTF-8"
+        ) from None
     except json.JSONDecodeError as error:
         at = line.offset + len(line.content) - len(content) + len(error.doc[: error.pos].encode())
-        raise BadRowError("not-json", f"not valid JSON: {error.msg.removesuffix(' at')} at byte offset {at}") from None
+        raise BadRowError(
+            "not-json", f"not valid JSON: {error.msg.removesuffix(' at')} at byte offset {at}"
+        ) from None
     except RecursionError:
         raise _too_deep() from None
     except ValueError:  # int() refuses beyond 4,300 digits
         raise BadRowError("number", "an integer has too many digits") from None
     if not isinstance(value, dict):
-        raise BadRowError("not-object", f'a {_json_type(value)}, not an object like {{"text": ...}}')
+        raise BadRowError(
+            "not-object", f'a {_json_type(value)}, not an object like {{"text": ...}}'
+        )
     if content.count(b"[") + content.count(b"{") > _MAX_NESTING and _depth(value) > _MAX_NESTING:
         raise _too_deep()
     if _SURROGATE.search(content):
@@ -95,7 +107,9 @@ def _refuse_lone_surrogates(value: Row) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         code = ord(error.object[error.start])
-        raise BadRowError("surrogate", f"lone surrogate \\u{code:04x} in a string: not Unicode text") from None
+        raise BadRowError(
+            "surrogate", f"lone surrogate \\u{code:04x} in a string: not Unicode text"
+        ) from None
 
 
 def _depth(value: Any) -> int:
@@ -103,12 +117,23 @@ def _depth(value: Any) -> int:
     while level:
         depth += 1
         nested = [item for item in level if isinstance(item, (dict, list))]
-        level = [inner for item in nested for inner in (item.values() if isinstance(item, dict) else item)]
+        level = [
+            inner
+            for item in nested
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
     return depth
 
 
 def _json_type(value: Any) -> str:
-    names = {bool: "boolean", int: "number", float: "number", str: "string", list: "list", dict: "object"}
+    names = {
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        str: "string",
+        list: "list",
+        dict: "object",
+    }
     return names.get(type(value), "null")
 
 
@@ -131,7 +156,11 @@ def text_of(row: Row, name: str) -> str:
         return value
     if value is MISSING:
         keys = ", ".join(list(row)[:20]) or "none"
-        raise BadRowError("text-missing", f"no column {name!r} (columns here: {keys})", "--text-column names another")
+        raise BadRowError(
+            "text-missing",
+            f"no column {name!r} (columns here: {keys})",
+            "--text-column names another",
+        )
     if value is None:
         raise BadRowError("text-null", f"column {name!r} is null")
     raise BadRowError("text-type", f"column {name!r} is a {_json_type(value)}, not a string")

@@ -1,7 +1,8 @@
 """One Arrow type for each column of a JSON corpus: the kinds of its values, joined.
 
-JSON has no schema, so the planning pass looks at every value. The join never loses anything: where no common type
-holds all values exactly, numbers and strings become strings, and what is left becomes JSON text.
+JSON has no schema, so the planning pass looks at every value. The join never loses anything: where
+no common type holds all values exactly, numbers and strings become strings, and what is left
+becomes JSON text.
 """
 
 import json
@@ -12,7 +13,16 @@ from typing import Any
 import pyarrow as pa
 
 # Scalar kinds. small: integers that a double holds exactly; int: 64 bits; big: beyond.
-NULL, BOOL, SMALL, INT, BIG, DOUBLE, STRING, JSON = "null", "bool", "small", "int", "big", "double", "string", "json"
+NULL, BOOL, SMALL, INT, BIG, DOUBLE, STRING, JSON = (
+    "null",
+    "bool",
+    "small",
+    "int",
+    "big",
+    "double",
+    "string",
+    "json",
+)
 _JOINED: dict[frozenset[str], str] = {
     frozenset({SMALL, INT}): INT,
     frozenset({SMALL, DOUBLE}): DOUBLE,
@@ -100,7 +110,9 @@ def join(left: Kind, right: Kind) -> Kind:
         names = dict.fromkeys([*ours, *theirs])
         if len(names) > _MAX_FIELDS:
             return JSON
-        return StructOf(tuple((name, join(ours.get(name, NULL), theirs.get(name, NULL))) for name in names))
+        return StructOf(
+            tuple((name, join(ours.get(name, NULL), theirs.get(name, NULL))) for name in names)
+        )
     if isinstance(left, str) and isinstance(right, str):
         return _JOINED.get(frozenset({left, right}), JSON)
     return JSON
@@ -108,7 +120,10 @@ def join(left: Kind, right: Kind) -> Kind:
 
 def join_columns(left: Mapping[str, Kind], right: Mapping[str, Kind]) -> dict[str, Kind]:
     """Join two maps of column kinds; a column missing on one side is null there."""
-    return {name: join(left.get(name, NULL), right.get(name, NULL)) for name in dict.fromkeys([*left, *right])}
+    return {
+        name: join(left.get(name, NULL), right.get(name, NULL))
+        for name in dict.fromkeys([*left, *right])
+    }
 
 
 def arrow_type(kind: Kind) -> pa.DataType:
@@ -121,15 +136,21 @@ def arrow_type(kind: Kind) -> pa.DataType:
 
 
 def schema_of(kinds: Mapping[str, Kind]) -> tuple[pa.Schema, frozenset[str], tuple[str, ...]]:
-    """The Arrow schema for the kinds, the columns that hold JSON text, and what people should know of them."""
+    """The Arrow schema for the kinds, the columns that hold JSON text, and what people should know
+    of them.
+    """
     notes = []
     as_json = frozenset(name for name, kind in kinds.items() if _holds(kind, JSON))
     for name, kind in kinds.items():
         if name in as_json:
             notes.append(f"column {name!r} holds values of no common type: written as JSON text")
         elif _holds(kind, BIG):
-            notes.append(f"column {name!r} holds integers beyond 64 bits: written as strings, exactly")
-    schema = pa.schema([(name, arrow_type(JSON if name in as_json else kind)) for name, kind in kinds.items()])
+            notes.append(
+                f"column {name!r} holds integers beyond 64 bits: written as strings, exactly"
+            )
+    schema = pa.schema(
+        [(name, arrow_type(JSON if name in as_json else kind)) for name, kind in kinds.items()]
+    )
     return schema, as_json, tuple(notes)
 
 
@@ -144,7 +165,9 @@ def _holds(kind: Kind, wanted: str) -> bool:
 def to_arrow(values: Sequence[Any], arrow: pa.DataType, as_json: bool) -> pa.Array:
     """A column's values as Arrow, nothing rounded or guessed."""
     if as_json:
-        values = [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+        values = [
+            None if value is None else json.dumps(value, ensure_ascii=False) for value in values
+        ]
     try:
         return pa.array(values, arrow)
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # numbers in a column of strings

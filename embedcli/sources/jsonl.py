@@ -1,7 +1,8 @@
 """JSONL into units of records: a strict reader of our own, on bytes.
 
-Lines end at \\n and nowhere else; every bad row is found in the planning pass, before anything is encoded.
-(pyarrow.json turns date-like strings into timestamps and long ids into floats, and one bad line ends the file.)
+Lines end at \\n and nowhere else; every bad row is found in the planning pass, before anything is
+encoded. (pyarrow.json turns date-like strings into timestamps and long ids into floats, and one bad
+line ends the file.)
 """
 
 import hashlib
@@ -24,10 +25,13 @@ _MAX_COLUMNS = 1000
 _EXCERPT = 200
 
 
-def _lines(stream: BinaryIO, start: int, stop: int | None, first: int, limit: int) -> Iterator[Line]:
+def _lines(
+    stream: BinaryIO, start: int, stop: int | None, first: int, limit: int
+) -> Iterator[Line]:
     """The lines in [start, stop). A line over `limit` bytes is passed over in bounded memory.
 
-    Nothing behind `stop` is read: what is appended to a last line without an end belongs to the next run.
+    Nothing behind `stop` is read: what is appended to a last line without an end belongs to the
+    next run.
     """
     stream.seek(start)
     offset, number = start, first
@@ -63,10 +67,14 @@ def _digest(lines: Iterable[Line]) -> str:
 
 
 def _units_of_lines(stream: BinaryIO, unit_bytes: int, limit: int) -> Iterator[list[Line]]:
-    """Lines in groups: a group ends where a line starts beyond the next multiple of `unit_bytes`, or is full."""
+    """Lines in groups: a group ends where a line starts beyond the next multiple of `unit_bytes`,
+    or is full.
+    """
     group: list[Line] = []
     for line in _lines(stream, 0, None, 1, limit):
-        if group and (line.offset // unit_bytes > group[0].offset // unit_bytes or len(group) == MAX_UNIT_ROWS):
+        if group and (
+            line.offset // unit_bytes > group[0].offset // unit_bytes or len(group) == MAX_UNIT_ROWS
+        ):
             yield group
             group = []
         group.append(line)
@@ -91,8 +99,12 @@ def _parse_lines(lines: Iterable[Line], file: InputFile, options: InputOptions) 
             row = parse(line, options.max_row_bytes)
             text = text_of(row, options.text_column)
         except BadRowError as bad:
-            excerpt = (line.content or b"").decode("utf-8", "backslashreplace")[:_EXCERPT].rstrip("\r\n")
-            parsed.rejects.append(Reject(file.name, file.place, line.number, line.offset, bad.fault, excerpt))
+            excerpt = (
+                (line.content or b"").decode("utf-8", "backslashreplace")[:_EXCERPT].rstrip("\r\n")
+            )
+            parsed.rejects.append(
+                Reject(file.name, file.place, line.number, line.offset, bad.fault, excerpt)
+            )
         else:
             parsed.rows.append(row)
             parsed.texts.append(text)
@@ -103,7 +115,9 @@ def _parse_lines(lines: Iterable[Line], file: InputFile, options: InputOptions) 
 def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, options: InputOptions) -> None:
     """Say plainly what is wrong with a file as a whole, rather than with its first line."""
     limit = options.max_row_bytes
-    line = next((line for line in lines if line.content and line.content.removeprefix(BOM).strip()), None)
+    line = next(
+        (line for line in lines if line.content and line.content.removeprefix(BOM).strip()), None
+    )
     if line is None or line.content is None:
         return
     content = line.content.removeprefix(BOM).strip()
@@ -157,22 +171,40 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
                 stop_at_first(parsed.rejects, options.on_error)
                 kinds = columns.join_columns(kinds, _kinds(parsed.rows, options))
                 if len(kinds) > _MAX_COLUMNS:
-                    raise DataError(f"{file.name}: more than {_MAX_COLUMNS} columns", "choose some: --columns id,title")
+                    raise DataError(
+                        f"{file.name}: more than {_MAX_COLUMNS} columns",
+                        "choose some: --columns id,title",
+                    )
                 fields_seen |= {name for name in options.fields if _seen(parsed.rows, name)}
-                late_marks += sum(line.offset > 0 and (line.content or b"").startswith(BOM) for line in lines)
+                late_marks += sum(
+                    line.offset > 0 and (line.content or b"").startswith(BOM) for line in lines
+                )
                 rows = len(parsed.rows) + len(parsed.rejects)
-                units.append(Unit(index, lines[0].offset, lines[-1].stop, lines[0].number, rows, _digest(lines)))
+                units.append(
+                    Unit(
+                        index,
+                        lines[0].offset,
+                        lines[-1].stop,
+                        lines[0].number,
+                        rows,
+                        _digest(lines),
+                    )
+                )
     _check_columns(kinds, fields_seen, options, rows=sum(unit.rows for unit in units))
     schema, json_columns, notes = columns.schema_of(kinds)
     if late_marks:
-        notes += (f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",)
+        notes += (
+            f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",
+        )
     digest = combine_digests(unit.digest for unit in units)
     return Corpus(tuple(files), tuple(units), schema, json_columns, notes, digest)
 
 
 def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, columns.Kind]:
     names = dict.fromkeys(name for row in rows for name in row)
-    wanted = names if options.columns is None else [name for name in options.columns if name in names]
+    wanted = (
+        names if options.columns is None else [name for name in options.columns if name in names]
+    )
     return {name: columns.kind_of([row.get(name) for row in rows]) for name in wanted}
 
 
@@ -180,7 +212,9 @@ def _seen(rows: Sequence[Row], name: str) -> bool:
     return any(lookup(row, name) is not MISSING for row in rows)
 
 
-def _check_columns(kinds: dict[str, columns.Kind], fields: set[str], options: InputOptions, rows: int) -> None:
+def _check_columns(
+    kinds: dict[str, columns.Kind], fields: set[str], options: InputOptions, rows: int
+) -> None:
     if not rows:
         return
     for wanted, found, option in (
@@ -208,15 +242,30 @@ def _read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
         raise changed(file, f"from line {unit.first}")
     parsed = _parse_lines(lines, file, options)
     arrays = [
-        columns.to_arrow([row.get(column.name) for row in parsed.rows], column.type, column.name in corpus.json_columns)
+        columns.to_arrow(
+            [row.get(column.name) for row in parsed.rows],
+            column.type,
+            column.name in corpus.json_columns,
+        )
         for column in corpus.schema
     ]
     values = {name: [lookup(row, name) for row in parsed.rows] for name in options.fields}
-    fields = {name: [None if value is MISSING else value for value in column] for name, column in values.items()}
-    return Records(_table(arrays, corpus.schema, len(parsed.rows)), parsed.texts, fields, parsed.places, parsed.rejects)
+    fields = {
+        name: [None if value is MISSING else value for value in column]
+        for name, column in values.items()
+    }
+    return Records(
+        _table(arrays, corpus.schema, len(parsed.rows)),
+        parsed.texts,
+        fields,
+        parsed.places,
+        parsed.rejects,
+    )
 
 
 def _table(arrays: list[pa.Array], schema: pa.Schema, rows: int) -> pa.Table:
     if arrays:
         return pa.table(arrays, schema=schema)
-    return pa.table({"": pa.nulls(rows)}).select([])  # a table of no columns keeps its number of rows
+    return pa.table({"": pa.nulls(rows)}).select(
+        []
+    )  # a table of no columns keeps its number of rows

@@ -25,8 +25,8 @@ _READ_BYTES = 2**20
 def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
     """Cut files into row ranges by their footers; of the rows one a file is decoded.
 
-    Raises DataError where a file is damaged or encrypted, the text column is missing or of another type, or the
-    files' schemas differ.
+    Raises DataError where a file is damaged or encrypted, the text column is missing or of another
+    type, or the files' schemas differ.
     """
     units: list[Unit] = []
     planned: list[InputFile] = []
@@ -62,7 +62,9 @@ def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) 
     hashing = hashlib.blake2b(digest_size=16)
     for start, length in spans:
         offset, stop = max(0, start), min(size, start + length)
-        while offset < stop and (content := os.pread(descriptor, min(_READ_BYTES, stop - offset), offset)):
+        while offset < stop and (
+            content := os.pread(descriptor, min(_READ_BYTES, stop - offset), offset)
+        ):
             hashing.update(content)
             offset += len(content)
     return hashing.hexdigest()
@@ -74,9 +76,13 @@ def _planned_digest(file: InputFile, descriptor: int, columns: Sequence[str]) ->
 
 
 def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[int, int]]:
-    """Yield where the chunks of some columns, or of what is inside them, lie in a file: offsets and lengths."""
+    """Yield where the chunks of some columns, or of what is inside them, lie in a file: offsets and
+    lengths.
+    """
     paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    is_read = [any(path == name or path.startswith(f"{name}.") for name in columns) for path in paths]
+    is_read = [
+        any(path == name or path.startswith(f"{name}.") for name in columns) for path in paths
+    ]
     for group in range(metadata.num_row_groups):
         for index in itertools.compress(range(metadata.num_columns), is_read):
             chunk = metadata.row_group(group).column(index)
@@ -89,11 +95,15 @@ def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[
 def _check_counts(file: InputFile, metadata: pq.FileMetaData) -> None:
     rows = sum(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
     if rows != metadata.num_rows:
-        raise DataError(f"{file.name}: the footer counts {metadata.num_rows} rows, its row groups hold {rows}")
+        raise DataError(
+            f"{file.name}: the footer counts {metadata.num_rows} rows, its row groups hold {rows}"
+        )
 
 
 def _read_first_row(file: InputFile, opened: pq.ParquetFile, columns: list[str]) -> None:
-    """Read one row: asking an encrypted column for its sizes would end the process, reading it is an error."""
+    """Read one row: asking an encrypted column for its sizes would end the process, reading it is
+    an error.
+    """
     try:
         next(opened.iter_batches(1, columns=columns), None)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -107,11 +117,16 @@ def _sizes(metadata: pq.FileMetaData, text_column: str) -> Iterator[tuple[int, f
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         text_bytes = 0 if leaf is None else group.column(leaf).total_uncompressed_size
-        yield group.num_rows, max(text_bytes, group.total_byte_size / MAX_WIDTH) / max(1, group.num_rows)
+        yield (
+            group.num_rows,
+            max(text_bytes, group.total_byte_size / MAX_WIDTH) / max(1, group.num_rows),
+        )
 
 
 def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
-    """Return a function that reads units; those that follow one another continue where the last one ended."""
+    """Return a function that reads units; those that follow one another continue where the last one
+    ended.
+    """
     cursor: _Cursor | None = None
 
     def read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
@@ -127,13 +142,17 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
 
 
 class _Cursor:
-    """Reads row ranges of one file forwards; row groups in between are jumped over, rows in between passed over."""
+    """Reads row ranges of one file forwards; row groups in between are jumped over, rows in between
+    passed over.
+    """
 
     def __init__(self, file: InputFile, columns: list[str]) -> None:
         self.file = file
         self.row = 0
         self._columns = columns
-        self.planned = PlannedFile(file, lambda descriptor: _planned_digest(file, descriptor, columns))
+        self.planned = PlannedFile(
+            file, lambda descriptor: _planned_digest(file, descriptor, columns)
+        )
         self._opened = _open(file, self.planned.descriptor)
         metadata = self._opened.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -161,7 +180,9 @@ class _Cursor:
                 batches.append(batch.slice(skipped, used - skipped))
             self._rest = batch.slice(used) if used < len(batch) else None
             self.row += used
-        return pa.Table.from_batches(batches) if batches else self._opened.schema_arrow.empty_table()
+        return (
+            pa.Table.from_batches(batches) if batches else self._opened.schema_arrow.empty_table()
+        )
 
     def _batches_from(self, group: int) -> Iterator[pa.RecordBatch]:
         groups = list(range(group, self._opened.metadata.num_row_groups))

@@ -14,7 +14,9 @@ _PARTS, _FEW_PARTS, _SMALL_UNIT_BYTES = 16, 4, 2**20
 
 
 def unit_bytes(total: int) -> int:
-    """Bytes of input per unit for an input of `total` bytes: a power of two, so that a growing input keeps its cuts."""
+    """Bytes of input per unit for an input of `total` bytes: a power of two, so that a growing
+    input keeps its cuts.
+    """
     shared = max(total // _PARTS, min(total // _FEW_PARTS, _SMALL_UNIT_BYTES))
     wanted = max(MIN_UNIT_BYTES, min(MAX_UNIT_BYTES, shared))
     return 1 << (wanted.bit_length() - 1)
@@ -27,7 +29,9 @@ def row_ranges(sizes: Iterable[tuple[int, float]], unit_bytes: int) -> Iterator[
     for rows, bytes_per_row in sizes:
         remaining = rows
         while remaining:
-            space = max(1, int((unit_bytes - filled) / bytes_per_row)) if bytes_per_row else remaining
+            space = (
+                max(1, int((unit_bytes - filled) / bytes_per_row)) if bytes_per_row else remaining
+            )
             taken = min(remaining, space, start + MAX_UNIT_ROWS - row)
             row += taken
             remaining -= taken

@@ -1,4 +1,6 @@
-"""Arrow tables into records, and what can be checked of their schemas: what Parquet and Arrow IPC have in common."""
+"""Arrow tables into records, and what can be checked of their schemas: what Parquet and Arrow IPC
+have in common.
+"""
 
 from collections.abc import Sequence
 
@@ -16,7 +18,10 @@ def columns_to_read(schema: pa.Schema, options: InputOptions) -> list[str]:
 
 
 def carried_schema(file: InputFile, schema: pa.Schema, options: InputOptions) -> pa.Schema:
-    """Return the schema of the carried columns; check all that can be checked of a file's schema. Raises DataError."""
+    """Return the schema of the carried columns; check all that can be checked of a file's schema.
+
+    Raises DataError.
+    """
     names = schema.names
     duplicates = [name for name in names if names.count(name) > 1]
     if duplicates:
@@ -49,15 +54,23 @@ def _find_type(file: InputFile, schema: pa.Schema, name: str, option: str) -> pa
 
 def _no_column(file: InputFile, schema: pa.Schema, name: str, option: str) -> DataError:
     close = [other for other in schema.names if other.lower() == name.lower()]
-    hint = f"did you mean {close[0]!r}?" if close else "columns of a struct are named by a path: doc.text"
-    return DataError(f"{file.name}: no column {name!r} for {option} (columns: {', '.join(schema.names)})", hint)
+    hint = (
+        f"did you mean {close[0]!r}?"
+        if close
+        else "columns of a struct are named by a path: doc.text"
+    )
+    return DataError(
+        f"{file.name}: no column {name!r} for {option} (columns: {', '.join(schema.names)})", hint
+    )
 
 
 def _check_text_type(file: InputFile, column_type: pa.DataType, options: InputOptions) -> None:
     kind = column_type.value_type if pa.types.is_dictionary(column_type) else column_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return
-    binary = pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    binary = (
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )
     if binary and options.binary_as_utf8:
         return
     hint = "--text-column names another column"
@@ -65,10 +78,14 @@ def _check_text_type(file: InputFile, column_type: pa.DataType, options: InputOp
         hint = "--binary-as-utf8 reads its bytes as UTF-8"
     elif pa.types.is_struct(kind):
         hint = f"name a column inside it: --text-column {options.text_column}.{kind.field(0).name}"
-    raise DataError(f"{file.name}: column {options.text_column!r} has type {column_type}, not string", hint)
+    raise DataError(
+        f"{file.name}: column {options.text_column!r} has type {column_type}, not string", hint
+    )
 
 
-def check_same_schema(first: InputFile, first_schema: pa.Schema, file: InputFile, schema: pa.Schema) -> None:
+def check_same_schema(
+    first: InputFile, first_schema: pa.Schema, file: InputFile, schema: pa.Schema
+) -> None:
     """See that two files carry the same columns. Raises DataError that names the first difference."""
     if first_schema == schema:
         return
@@ -79,17 +96,25 @@ def check_same_schema(first: InputFile, first_schema: pa.Schema, file: InputFile
         if expected.get(name) != actual.get(name):
             what = f"{expected.get(name, 'absent')!r} against {actual.get(name, 'absent')!r}"
             break
-    raise DataError(f"{first.name} and {file.name} differ in their schema: {what}", "carry fewer columns: --columns id")
+    raise DataError(
+        f"{first.name} and {file.name} differ in their schema: {what}",
+        "carry fewer columns: --columns id",
+    )
 
 
-def records_of(table: pa.Table, file: InputFile, unit: Unit, schema: pa.Schema, options: InputOptions) -> Records:
+def records_of(
+    table: pa.Table, file: InputFile, unit: Unit, schema: pa.Schema, options: InputOptions
+) -> Records:
     """Return a unit's rows as records; rows whose text is null or not UTF-8 are rejects."""
     text = _as_strings(_column(table, options.text_column))
     faults = _text_faults(text, options.text_column)
     for name in schema.names:
         if name != options.text_column:
             faults = {**_utf8_faults(table.column(name), name), **faults}
-    rejects = [Reject(file.name, file.place, unit.first + row, None, fault) for row, fault in sorted(faults.items())]
+    rejects = [
+        Reject(file.name, file.place, unit.first + row, None, fault)
+        for row, fault in sorted(faults.items())
+    ]
     places = list(range(unit.first, unit.first + len(table)))
     if faults:
         good = [row for row in range(len(table)) if row not in faults]
@@ -97,9 +122,13 @@ def records_of(table: pa.Table, file: InputFile, unit: Unit, schema: pa.Schema, 
         table, text = table.take(rows), text.take(rows)
         places = [places[row] for row in good]
     if options.text_column in schema.names:
-        table = table.set_column(table.schema.get_field_index(options.text_column), options.text_column, text)
+        table = table.set_column(
+            table.schema.get_field_index(options.text_column), options.text_column, text
+        )
     fields = {name: _column(table, name).to_pylist() for name in options.fields}
-    return Records(table.select(schema.names).cast(schema), text.to_pylist(), fields, places, rejects)
+    return Records(
+        table.select(schema.names).cast(schema), text.to_pylist(), fields, places, rejects
+    )
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
@@ -121,7 +150,9 @@ def _as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _reinterpret(chunk: pa.Array) -> pa.Array:
     binary = chunk.cast(pa.binary())
-    return pa.Array.from_buffers(pa.string(), len(binary), binary.buffers(), binary.null_count, binary.offset)
+    return pa.Array.from_buffers(
+        pa.string(), len(binary), binary.buffers(), binary.null_count, binary.offset
+    )
 
 
 def _text_faults(text: pa.ChunkedArray, name: str) -> dict[int, RowFault]:
@@ -154,4 +185,6 @@ def _is_valid(column: pa.ChunkedArray, row: int) -> bool:
 
 def top_level(names: Sequence[str], schema: pa.Schema) -> list[str]:
     """Return the columns of a schema that hold what some names or paths lead to."""
-    return list(dict.fromkeys(name if name in schema.names else name.partition(".")[0] for name in names))
+    return list(
+        dict.fromkeys(name if name in schema.names else name.partition(".")[0] for name in names)
+    )

@@ -1,7 +1,8 @@
-"""Who works on what: files in a run's directory, so that processes and machines need nothing but the shared folder.
+"""Who works on what: files in a run's directory, so that processes and machines need nothing but
+the shared folder.
 
-A claim is a file made with O_EXCL: one maker wins. What became of a unit, and what a worker is at, are files renamed
-into place. None of this outlives the run; what must, is in the parts.
+A claim is a file made with O_EXCL: one maker wins. What became of a unit, and what a worker is at,
+are files renamed into place. None of this outlives the run; what must, is in the parts.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ _BEAT_SECONDS = 0.2
 class Heartbeat:
     """What a worker says of itself; a new number of moves means that it lives.
 
-    rows (out of `of`) and tokens are those of its unit so far; moves count what it has done since it started, finished
-    its units.
+    rows (out of `of`) and tokens are those of its unit so far; moves count what it has done since
+    it started, finished its units.
     """
 
     worker: str
@@ -45,7 +46,9 @@ class StallDetector:
         self._moves, self._since = -1, time.monotonic()
 
     def is_stalled(self, moves: int, limit: float) -> bool:
-        """Has the number of moves been this one for more than `limit` seconds? Never, where the limit is 0."""
+        """Has the number of moves been this one for more than `limit` seconds? Never, where the
+        limit is 0.
+        """
         now = time.monotonic()
         if moves != self._moves:
             self._moves, self._since = moves, now
@@ -88,7 +91,11 @@ class ClaimBoard:
 
     def claimed_by(self, worker: str) -> list[int]:
         """The units that a worker has taken and not finished."""
-        claims = (path for path in (self.stage.run / "claims").iterdir() if not self.is_done(int(path.name)))
+        claims = (
+            path
+            for path in (self.stage.run / "claims").iterdir()
+            if not self.is_done(int(path.name))
+        )
         return sorted(int(path.name) for path in claims if _read(path) == worker)
 
     def holder(self, index: int) -> str:
@@ -128,7 +135,9 @@ class ClaimBoard:
 
     def done(self) -> set[int]:
         """The units that are finished."""
-        return {int(path.name) for path in (self.stage.run / "done").iterdir() if path.suffix != ".tmp"}
+        return {
+            int(path.name) for path in (self.stage.run / "done").iterdir() if path.suffix != ".tmp"
+        }
 
     def result(self, index: int) -> dict[str, Any]:
         """What became of a finished unit."""
@@ -141,7 +150,9 @@ class ClaimBoard:
 
     def failures(self) -> list[dict[str, Any]]:
         """Why workers can't go on."""
-        found = sorted(path for path in (self.stage.run / "failed").iterdir() if path.suffix != ".tmp")
+        found = sorted(
+            path for path in (self.stage.run / "failed").iterdir() if path.suffix != ".tmp"
+        )
         return [json.loads(path.read_bytes()) for path in found]
 
     @property
@@ -159,7 +170,9 @@ class ClaimBoard:
         """So many more rows of the unit are done. Shown at most five times a second."""
         with self._lock:
             old = self._beat
-            self._beat = replace(old, rows=old.rows + rows, tokens=old.tokens + tokens, moves=old.moves + 1)
+            self._beat = replace(
+                old, rows=old.rows + rows, tokens=old.tokens + tokens, moves=old.moves + 1
+            )
         if time.monotonic() - self._shown > _BEAT_SECONDS:
             self._show()
         if self.on_advance is not None:

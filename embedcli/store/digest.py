@@ -1,7 +1,8 @@
-"""The digest of a file inside the file: the sha256 of all its bytes, with 64 zeros in the digest's own place.
+"""The digest of a file inside the file: the sha256 of all its bytes, with 64 zeros in the digest's
+own place.
 
-Checksums of Parquet pages cover the values. The digest covers what lies between them, too: the footer and the headers
-of pages. It is found by a mark, the bytes that stand before it.
+Checksums of Parquet pages cover the values. The digest covers what lies between them, too: the
+footer and the headers of pages. It is found by a mark, the bytes that stand before it.
 """
 
 import hashlib
@@ -63,7 +64,8 @@ def put(stream: BinaryIO, sha256: str, mark: bytes) -> None:
 
 
 def is_whole(path: Path | str, mark: bytes) -> bool | None:
-    """Tell whether a file has the bytes it was written with; None where no digest stands behind `mark`.
+    """Tell whether a file has the bytes it was written with; None where no digest stands behind
+    `mark`.
 
     Raises OSError as the system gives it.
     """

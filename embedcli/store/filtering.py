@@ -10,7 +10,9 @@ from embedcli.errors import UsageError
 
 
 def columns(where: str, known: Sequence[str]) -> list[str]:
-    """The columns that a condition may name: those whose name stands in it. At least one, which counts the rows.
+    """The columns that a condition may name: those whose name stands in it.
+
+    At least one, which counts the rows.
 
     Raises UsageError where there is none.
     """
@@ -30,7 +32,9 @@ def mask(table: pa.Table, where: str, known: Sequence[str]) -> npt.NDArray[np.bo
     connection = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
     try:
         connection.register("rows", table)
-        found = connection.execute(f"SELECT coalesce(CAST(({where}) AS BOOLEAN), false) AS holds FROM rows")
+        found = connection.execute(
+            f"SELECT coalesce(CAST(({where}) AS BOOLEAN), false) AS holds FROM rows"
+        )
         holds = found.fetchnumpy()["holds"]
     except duckdb.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,6 @@
-"""The manifest of a dataset directory: `_embedcli.json` with the provenance and the parts, sealed by a digest."""
+"""The manifest of a dataset directory: `_embedcli.json` with the provenance and the parts, sealed
+by a digest.
+"""
 
 import json
 from collections.abc import Mapping
@@ -53,7 +55,10 @@ def exists(directory: Path) -> bool:
 
 
 def read(directory: Path) -> Manifest:
-    """Read a dataset directory's manifest. Raises DataError where there is none, or it is none of ours."""
+    """Read a dataset directory's manifest.
+
+    Raises DataError where there is none, or it is none of ours.
+    """
     try:
         value: Any = json.loads((directory / NAME).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -69,7 +74,9 @@ def read(directory: Path) -> Manifest:
 
 
 def is_whole(directory: Path) -> bool | None:
-    """Tell whether a manifest has the bytes it was written with; None where it carries no digest or isn't there."""
+    """Tell whether a manifest has the bytes it was written with; None where it carries no digest or
+    isn't there.
+    """
     try:
         return digest.is_whole(directory / NAME, DIGEST_MARK)
     except FileNotFoundError:

@@ -1,4 +1,5 @@
-"""What embedcli may replace: files that it wrote itself, by the mark that each kind carries, and empty ones.
+"""What embedcli may replace: files that it wrote itself, by the mark that each kind carries, and
+empty ones.
 
 vectors          the key `embedcli` in the Parquet metadata
 dataset folder   a whole, sealed manifest, and nothing beside the parts that it names
@@ -37,18 +38,28 @@ def check_replaceable(path: str, option: str, is_ours: Callable[[str], bool]) ->
     files.check_folder(path)
     if files.is_stream(path) or not Path(path).exists() or files.is_empty(path) or is_ours(path):
         return
-    raise OutputError(f"{option} {path}: exists and was not written by embedcli", "remove it, or choose another name")
+    raise OutputError(
+        f"{option} {path}: exists and was not written by embedcli",
+        "remove it, or choose another name",
+    )
 
 
 def check_vectors(path: Path) -> None:
-    """Refuse to put vectors in the place of a file or folder that embedcli did not write. Raises OutputError."""
+    """Refuse to put vectors in the place of a file or folder that embedcli did not write.
+
+    Raises OutputError.
+    """
     if path.is_dir():
         _check_directory(path)
     elif files.is_stream(str(path)):
-        raise OutputError(f"{path}: is a pipe or a device, and Parquet needs a file", "-o - writes to standard output")
+        raise OutputError(
+            f"{path}: is a pipe or a device, and Parquet needs a file",
+            "-o - writes to standard output",
+        )
     elif path.exists() and not files.is_empty(str(path)) and not is_vector_file(str(path)):
         raise OutputError(
-            f"{path}: exists and was not written by embedcli", "remove it, or choose another name with -o"
+            f"{path}: exists and was not written by embedcli",
+            "remove it, or choose another name with -o",
         )
 
 
@@ -70,14 +81,21 @@ def _more(count: int) -> str:
 
 
 def named_by_manifest(directory: Path) -> set[str]:
-    """Return the names in a dataset folder that its manifest accounts for; none where the manifest isn't whole."""
+    """Return the names in a dataset folder that its manifest accounts for; none where the manifest
+    isn't whole.
+    """
     try:
         if not manifest.is_whole(directory):
             return set()
-        listed = [part["file"] for part in json.loads((directory / manifest.NAME).read_bytes())["parts"]]
+        listed = [
+            part["file"] for part in json.loads((directory / manifest.NAME).read_bytes())["parts"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-    return {manifest.NAME, *(name for name in listed if isinstance(name, str) and _PART_NAME.fullmatch(name))}
+    return {
+        manifest.NAME,
+        *(name for name in listed if isinstance(name, str) and _PART_NAME.fullmatch(name)),
+    }
 
 
 def is_vector_file(path: str) -> bool:
@@ -100,7 +118,11 @@ def are_results(path: str) -> bool:
     if _has_key(path, parts.RESULTS_KEY):
         return True
     rows = _json(_head(path))
-    return isinstance(rows, list) and bool(rows) and _has_columns(rows[0], ("query_id", "query", "best"))
+    return (
+        isinstance(rows, list)
+        and bool(rows)
+        and _has_columns(rows[0], ("query_id", "query", "best"))
+    )
 
 
 def is_picture(path: str) -> bool:

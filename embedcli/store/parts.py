@@ -1,7 +1,8 @@
-"""The Parquet files that we write: their four columns, their metadata, and how they are written and checked.
+"""The Parquet files that we write: their four columns, their metadata, and how they are written and
+checked.
 
-Every page has a checksum: without it one flipped bit reads back as another vector, without an error. The whole file has
-a digest, which covers the rest.
+Every page has a checksum: without it one flipped bit reads back as another vector, without an
+error. The whole file has a digest, which covers the rest.
 """
 
 import os
@@ -98,8 +99,8 @@ class EmbeddingColumns:
 def part_name(index: int, version: str) -> str:
     """Return the file name of a unit's part.
 
-    Parts of different versions of a directory have different names: a reader that has listed one version and opens the
-    parts of the next would otherwise read a mixture, without an error.
+    Parts of different versions of a directory have different names: a reader that has listed one
+    version and opens the parts of the next would otherwise read a mixture, without an error.
     """
     return f"part-{index:06d}-{version}.parquet"
 
@@ -126,7 +127,9 @@ def output_schema(carried: pa.Schema, dim: int, options: OutputOptions) -> pa.Sc
     return pa.schema([*carried, *(pa.field(name, kind) for name, kind in added)])
 
 
-def assemble(carried: pa.Table, schema: pa.Schema, names: ColumnNames, columns: EmbeddingColumns) -> pa.Table:
+def assemble(
+    carried: pa.Table, schema: pa.Schema, names: ColumnNames, columns: EmbeddingColumns
+) -> pa.Table:
     """Return a table of the carried columns and ours."""
     vector_type = schema.field(names.vector).type
     return pa.table([*carried.columns, *columns.to_arrays(vector_type)], schema=schema)
@@ -138,15 +141,22 @@ def with_provenance(schema: pa.Schema, provenance: Provenance) -> pa.Schema:
 
 
 def write(
-    path: Path, schema: pa.Schema, provenance: Provenance, tables: Iterable[pa.Table], durable: bool = True
+    path: Path,
+    schema: pa.Schema,
+    provenance: Provenance,
+    tables: Iterable[pa.Table],
+    durable: bool = True,
 ) -> int:
     """Write a new Parquet file, a row group for each table; return its number of rows.
 
-    A durable file is synced and read back. Raises StorageError where the disk is full, or what is read differs in rows
-    or checksums. `path` must be a name nobody reads: on an exception pyarrow writes a valid footer over half a file.
+    A durable file is synced and read back. Raises StorageError where the disk is full, or what is
+    read differs in rows or checksums. `path` must be a name nobody reads: on an exception pyarrow
+    writes a valid footer over half a file.
     """
     try:
-        rows = _write(path, with_provenance(schema, provenance), _vector_columns(provenance), tables, durable)
+        rows = _write(
+            path, with_provenance(schema, provenance), _vector_columns(provenance), tables, durable
+        )
     except OSError as error:
         raise from_os_error(error, str(path)) from None  # pyarrow's own doesn't say where
     if durable:
@@ -159,7 +169,11 @@ def _vector_columns(provenance: Provenance) -> list[ColumnNames]:
 
 
 def _write(
-    path: Path, schema: pa.Schema, embeddings: list[ColumnNames], tables: Iterable[pa.Table], durable: bool
+    path: Path,
+    schema: pa.Schema,
+    embeddings: list[ColumnNames],
+    tables: Iterable[pa.Table],
+    durable: bool,
 ) -> int:
     rows = 0
     with open(path, "x+b") as stream:
@@ -180,8 +194,9 @@ def _write(
 def _encodings(schema: pa.Schema, embeddings: list[ColumnNames]) -> dict[str, Any]:
     """Return how each column is written.
 
-    Measured (tests.benchmarks.parquet_settings): split by bytes, float32 becomes 15 % smaller and is read faster; it is
-    written 25 % slower. float16 is read 3 times slower so, and fewer programs know it: it is stored as it is.
+    Measured (tests.benchmarks.parquet_settings): split by bytes, float32 becomes 15 % smaller and
+    is read faster; it is written 25 % slower. float16 is read 3 times slower so, and fewer programs
+    know it: it is stored as it is.
     """
     compression = dict.fromkeys(_leaves(schema), "zstd")
     split = []
@@ -208,7 +223,9 @@ def _read_back(path: Path, rows: int) -> None:
     except DataError as error:  # our own file, not the user's data
         raise StorageError(error.message, "is the disk failing?") from None
     if rows_read != rows:
-        raise StorageError(f"{path}: what was written can't be read back whole", "is the disk failing?")
+        raise StorageError(
+            f"{path}: what was written can't be read back whole", "is the disk failing?"
+        )
 
 
 def schema_as_bytes(schema: pa.Schema) -> bytes:
@@ -246,7 +263,9 @@ def read_row_groups(path: Path | str, columns: list[str] | None = None) -> Itera
             yield read_row_group(file, path, group, columns)
 
 
-def read_row_group(file: pq.ParquetFile, path: Path | str, group: int, columns: list[str] | None = None) -> pa.Table:
+def read_row_group(
+    file: pq.ParquetFile, path: Path | str, group: int, columns: list[str] | None = None
+) -> pa.Table:
     """Read one row group of an opened file. Raises DataError where a page is damaged."""
     try:
         return file.read_row_group(group, columns=columns)

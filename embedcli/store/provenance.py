@@ -1,6 +1,8 @@
-"""How vectors were made: what a file of vectors says of itself, as types with one reader and one writer of their JSON.
+"""How vectors were made: what a file of vectors says of itself, as types with one reader and one
+writer of their JSON.
 
-Format version 2, under the key `embedcli` of a file's metadata and in the manifest of a dataset directory:
+Format version 2, under the key `embedcli` of a file's metadata and in the manifest of a dataset
+directory:
 
     {
       "format_version": 2,
@@ -37,7 +39,9 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True, order=True)
 class Made:
-    """What computed a vector: the device by name, the dtype of the weights, and whether by compiled code."""
+    """What computed a vector: the device by name, the dtype of the weights, and whether by compiled
+    code.
+    """
 
     device: str
     dtype: str
@@ -83,7 +87,9 @@ class OutputCounts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a file of vectors was made: each vector column, the versions of the programs, and the counts of an output."""
+    """How a file of vectors was made: each vector column, the versions of the programs, and the
+    counts of an output.
+    """
 
     columns: Mapping[str, ColumnProvenance]
     embedcli: str
@@ -104,7 +110,10 @@ class Provenance:
 
     @classmethod
     def from_json(cls, value: Any) -> "Provenance":
-        """Read the value that `to_json` gives. Raises DataError that names what is missing or ill-typed."""
+        """Read the value that `to_json` gives.
+
+        Raises DataError that names what is missing or ill-typed.
+        """
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(
@@ -143,7 +152,9 @@ def _column_to_json(column: ColumnProvenance) -> dict[str, Any]:
 def _check_ids(name: str, column: ColumnProvenance, value: Mapping[str, Any]) -> None:
     ids = (value.get("space_id"), value.get("recipe_id"))
     if ids != (column.recipe.space.id, column.recipe.id):
-        raise DataError(f"its provenance contradicts itself: the ids of column {name!r} are not those of its recipe")
+        raise DataError(
+            f"its provenance contradicts itself: the ids of column {name!r} are not those of its recipe"
+        )
 
 
 def merge_made(made: Iterable[Made]) -> tuple[Made, ...]:

@@ -1,4 +1,6 @@
-"""Publishing: all at once under the visible name, a file by a rename, a directory by a rename or an exchange."""
+"""Publishing: all at once under the visible name, a file by a rename, a directory by a rename or an
+exchange.
+"""
 
 import ctypes
 import errno
@@ -22,8 +24,13 @@ _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
 
-def publish_file(stage: staging.Staging, schema: pa.Schema, provenance: Provenance, groups: Sequence[RowGroup]) -> None:
-    """Join row groups into one file and rename it to the output's name. Raises StorageError, DataError, OutputError."""
+def publish_file(
+    stage: staging.Staging, schema: pa.Schema, provenance: Provenance, groups: Sequence[RowGroup]
+) -> None:
+    """Join row groups into one file and rename it to the output's name.
+
+    Raises StorageError, DataError, OutputError.
+    """
     assert stage.output is not None
     cache = RowGroupCache()
     joined = stage.unfinished()
@@ -36,7 +43,10 @@ def publish_file(stage: staging.Staging, schema: pa.Schema, provenance: Provenan
 
 
 def publish_directory(
-    stage: staging.Staging, schema: pa.Schema, provenance: Provenance, rows_by_part: Mapping[str, int]
+    stage: staging.Staging,
+    schema: pa.Schema,
+    provenance: Provenance,
+    rows_by_part: Mapping[str, int],
 ) -> None:
     """Put the directory of parts in the output's place.
 
@@ -63,19 +73,24 @@ def publish_directory(
 def _exchange(path: Path, other: Path) -> None:
     """Swap two directories in one step (Linux, renameat2)."""
     library = ctypes.CDLL(None, use_errno=True)
-    failed = library.renameat2(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    failed = library.renameat2(
+        _AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    )
     if not failed:
         return
     number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         raise OutputError(
-            f"{other}: this file system can't exchange directories", f"remove {other}, and run the same command again"
+            f"{other}: this file system can't exchange directories",
+            f"remove {other}, and run the same command again",
         )
     raise OSError(number, os.strerror(number), str(other))
 
 
 def keep_part(source: Path, target: Path) -> None:
-    """Put a part that stays as it is under another name: linked where the file system can, else copied."""
+    """Put a part that stays as it is under another name: linked where the file system can, else
+    copied.
+    """
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

@@ -1,7 +1,8 @@
 """Vectors on disk, found by the hash of their text.
 
-A vector is a function of the recipe and the rendered text, so the hash of that text finds it; rows and files play no
-part. The index is a pair of sorted arrays on disk, mapped into memory: 16 bytes a row, shared by all processes.
+A vector is a function of the recipe and the rendered text, so the hash of that text finds it; rows
+and files play no part. The index is a pair of sorted arrays on disk, mapped into memory: 16 bytes a
+row, shared by all processes.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ Prefixes = npt.NDArray[np.uint64]
 
 
 def text_hashes(rendered: Sequence[str]) -> Hashes:
-    """Return 16 bytes that stand for each rendered text, as voids [n]: BLAKE2b of its UTF-8, untruncated."""
+    """Return 16 bytes that stand for each rendered text, as voids [n]: BLAKE2b of its UTF-8,
+    untruncated.
+    """
     blake2b = hashlib.blake2b
     digests = [blake2b(text.encode(), digest_size=16).digest() for text in rendered]
     return np.frombuffer(b"".join(digests), "V16")
@@ -34,8 +37,12 @@ def hash_prefixes(hashes: Hashes) -> Prefixes:
 
 
 def distinct(hashes: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the rows whose hash is new, in order, and for each row the number of its hash among those."""
-    _, first_rows, numbers = np.unique(hash_prefixes(hashes), return_index=True, return_inverse=True)
+    """Return the rows whose hash is new, in order, and for each row the number of its hash among
+    those.
+    """
+    _, first_rows, numbers = np.unique(
+        hash_prefixes(hashes), return_index=True, return_inverse=True
+    )
     if not np.array_equal(hashes[first_rows[numbers]], hashes):  # two hashes that begin alike
         return np.arange(len(hashes)), np.arange(len(hashes))
     order = np.argsort(first_rows)
@@ -48,7 +55,9 @@ def build_index(groups: Sequence[RowGroup], directory: Path) -> None:
     Of equal prefixes the first row comes first.
     """
     cache = RowGroupCache()
-    keys = np.concatenate([np.empty(0, np.uint64), *(hash_prefixes(cache.hashes(group)) for group in groups)])
+    keys = np.concatenate(
+        [np.empty(0, np.uint64), *(hash_prefixes(cache.hashes(group)) for group in groups)]
+    )
     order = np.argsort(keys, kind="stable")
     np.save(directory / _POSITIONS, order)
     np.save(directory / _KEYS, keys[order])
@@ -78,7 +87,9 @@ class VectorIndex:
         columns = EmbeddingColumns.zeros(hashes, dim)
         source = np.full(len(hashes), -1, np.int64)
         positions = self._find(hashes)
-        numbers = np.where(positions >= 0, np.searchsorted(self._starts, positions, side="right") - 1, -1)
+        numbers = np.where(
+            positions >= 0, np.searchsorted(self._starts, positions, side="right") - 1, -1
+        )
         for number in np.unique(numbers[numbers >= 0]):
             stored = self._cache.embedding_columns(self.groups[number])
             rows = np.flatnonzero(numbers == number)
@@ -102,7 +113,10 @@ class VectorIndex:
 
 
 def count_removed(before: Prefixes, now: Iterable[Prefixes]) -> int:
-    """Count the keys `before` that have no partner among the keys `now`. Each key is the partner of one."""
+    """Count the keys `before` that have no partner among the keys `now`.
+
+    Each key is the partner of one.
+    """
     keys, unmatched = np.unique(before, return_counts=True)
     if not len(keys):
         return 0

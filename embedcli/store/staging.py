@@ -1,4 +1,5 @@
-"""The staging directory beside an output: its lock, the finished parts it keeps, and what only one run needs.
+"""The staging directory beside an output: its lock, the finished parts it keeps, and what only one
+run needs.
 
     .<output name>.embedcli/
         embedcli-staging   the marker: embedcli made this directory
@@ -40,8 +41,9 @@ _KEPT = ("output", "rejected", "earlier", "attempts")
 class Staging:
     """An open staging directory. `output` is None where the vectors go to a stream.
 
-    `path` leads to it by its descriptor, `name` is what people call it, `handle` the descriptor that workers inherit.
-    `token` is that of the run; `version` stands for the output that it makes, and is the same in equal runs.
+    `path` leads to it by its descriptor, `name` is what people call it, `handle` the descriptor
+    that workers inherit. `token` is that of the run; `version` stands for the output that it makes,
+    and is the same in equal runs.
     """
 
     path: Path
@@ -85,7 +87,9 @@ class Staging:
     @property
     def finished(self) -> int:
         """How many parts are kept."""
-        return sum(1 for folder in (self.parts, self.earlier) for _ in folder.glob("part-*.parquet"))
+        return sum(
+            1 for folder in (self.parts, self.earlier) for _ in folder.glob("part-*.parquet")
+        )
 
     @property
     def is_worth_keeping(self) -> bool:
@@ -105,7 +109,9 @@ class Staging:
             _clear(self.path / folder)
 
     def adopt(self, signature: str) -> None:
-        """Say which input the parts belong to from now on; parts of another one are set aside for lookups."""
+        """Say which input the parts belong to from now on; parts of another one are set aside for
+        lookups.
+        """
         if self.belongs_to(signature):
             return
         for part in sorted(self.parts.iterdir()):
@@ -127,11 +133,15 @@ def is_marked(path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def open_staging(output: Path, token: str, fresh: bool = False, keep: bool = False) -> Iterator[Staging]:
-    """Lock an output's staging directory, made if need be; `fresh` throws away what an interrupted run left.
+def open_staging(
+    output: Path, token: str, fresh: bool = False, keep: bool = False
+) -> Iterator[Staging]:
+    """Lock an output's staging directory, made if need be; `fresh` throws away what an interrupted
+    run left.
 
-    It is removed when the block ends, unless the block raises, or `keep` is asked for, and finished parts are in it.
-    Raises LockedError where another run holds it, OutputError or AccessError where it can't be created or isn't ours.
+    It is removed when the block ends, unless the block raises, or `keep` is asked for, and finished
+    parts are in it. Raises LockedError where another run holds it, OutputError or AccessError where
+    it can't be created or isn't ours.
     """
     name = place_of(output)
     lock = _lock(name, output)
@@ -174,7 +184,8 @@ def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def open_joined(output: Path, token: str) -> Iterator[Staging | None]:
-    """The staging directory that another process of the same run holds; None while that has not prepared it.
+    """The staging directory that another process of the same run holds; None while that has not
+    prepared it.
 
     Raises AccessError where another user made it.
     """
@@ -199,10 +210,12 @@ def open_joined(output: Path, token: str) -> Iterator[Staging | None]:
 
 @contextlib.contextmanager
 def _held(name: Path, descriptor: int) -> Iterator[tuple[Path, int]]:
-    """Give a path that leads to an opened directory whatever its name leads to, and a descriptor for workers.
+    """Give a path that leads to an opened directory whatever its name leads to, and a descriptor
+    for workers.
 
-    Whoever may rename in the folder could put another directory under the name while a run goes on. The descriptor
-    that workers inherit isn't the one that holds the lock: the lock must end with this process.
+    Whoever may rename in the folder could put another directory under the name while a run goes on.
+    The descriptor that workers inherit isn't the one that holds the lock: the lock must end with
+    this process.
     """
     by_descriptor = Path(f"/proc/self/fd/{descriptor}")
     handle = os.open(by_descriptor if by_descriptor.exists() else name, _OPEN_FOLDER)
@@ -251,7 +264,9 @@ def _lock(path: Path, output: Path) -> int:
                 return lock
         except BlockingIOError:
             os.close(lock)
-            raise LockedError(f"{output}: another run is writing it", "wait for it, or choose another -o") from None
+            raise LockedError(
+                f"{output}: another run is writing it", "wait for it, or choose another -o"
+            ) from None
         except BaseException:
             os.close(lock)
             raise
@@ -281,13 +296,16 @@ def _check_marker(descriptor: int, path: Path, name: Path) -> None:
 def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -> None:
     """See that this user made the directory, and that nobody else can write in it. Raises AccessError.
 
-    The owner of a file that is made there now is compared, not the process's user: over NFS they may differ.
+    The owner of a file that is made there now is compared, not the process's user: over NFS they
+    may differ.
     """
     try:
         made = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except PermissionError:
         if os.fstat(descriptor).st_uid == os.geteuid():
-            raise AccessError(f"{name}: can't be written", "remove it, or choose another name with -o") from None
+            raise AccessError(
+                f"{name}: can't be written", "remove it, or choose another name with -o"
+            ) from None
         raise _foreign(name) from None
     status, probed = os.fstat(descriptor), os.fstat(made)
     os.close(made)
@@ -300,15 +318,26 @@ def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -
     if is_foreign:
         raise _foreign(name)
     if is_open:
-        raise AccessError(f"{name}: other users can write in it", "remove it, or choose another name with -o")
+        raise AccessError(
+            f"{name}: other users can write in it", "remove it, or choose another name with -o"
+        )
 
 
 def _foreign(name: Path) -> AccessError:
-    return AccessError(f"{name}: belongs to another user", "remove it, or choose another name with -o")
+    return AccessError(
+        f"{name}: belongs to another user", "remove it, or choose another name with -o"
+    )
 
 
 def _cannot_create(path: Path, error: OSError) -> EmbedcliError:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO):
+    if error.errno in (
+        errno.EACCES,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EIO,
+    ):
         return from_os_error(error, str(path))
     if error.errno == errno.ENOENT:
         return OutputError(f"{path.parent}: no such folder", "create it first")
@@ -316,10 +345,11 @@ def _cannot_create(path: Path, error: OSError) -> EmbedcliError:
 
 
 def remove_leftovers(path: Path) -> tuple[int, int]:
-    """Remove a staging directory that no run holds; gives the finished parts and the bytes that were in it.
+    """Remove a staging directory that no run holds; gives the finished parts and the bytes that
+    were in it.
 
-    Raises LockedError where a run holds it, AccessError where it belongs to another user, OutputError where embedcli
-    did not make it.
+    Raises LockedError where a run holds it, AccessError where it belongs to another user,
+    OutputError where embedcli did not make it.
     """
     lock = _lock(path, path)
     try:
@@ -333,7 +363,8 @@ def remove_leftovers(path: Path) -> tuple[int, int]:
 
 
 def _remove_all(path: Path, name: Path) -> None:
-    """Remove what is in a directory that is held as `path`, the marker last, and its name if that is empty then.
+    """Remove what is in a directory that is held as `path`, the marker last, and its name if that
+    is empty then.
 
     Removing all by name could meet a folder that somebody else put there.
     """
@@ -354,7 +385,8 @@ def _remove(path: Path) -> None:
 def name_places(error: BaseException, stage: Staging) -> None:
     """Say in an error's message what people call the staging directory, and where a full disk is.
 
-    A write to an open file that meets a full disk doesn't say where: it is that of the run's own directory.
+    A write to an open file that meets a full disk doesn't say where: it is that of the run's own
+    directory.
     """
     held, name = str(stage.path), str(stage.name)
     if isinstance(error, EmbedcliError):

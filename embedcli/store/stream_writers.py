@@ -1,6 +1,7 @@
 """Streams of vectors on standard output, as Arrow IPC or JSON lines.
 
-A stream is opened once a run with the schema and the provenance, takes the table of each unit in order, and is closed.
+A stream is opened once a run with the schema and the provenance, takes the table of each unit in
+order, and is closed.
 """
 
 import base64
@@ -65,7 +66,10 @@ class JsonlWriter:
         self._stream.flush()
 
     def _rows(self, table: pa.Table) -> list[dict[str, Any]]:
-        """The values beside the vectors. Raises DataError where Python has no value for one, as for the year 10,000."""
+        """The values beside the vectors.
+
+        Raises DataError where Python has no value for one, as for the year 10,000.
+        """
         try:
             rows: list[dict[str, Any]] = table.drop_columns([self._names.vector]).to_pylist()
         except (OverflowError, ValueError, pa.ArrowException) as error:
@@ -80,7 +84,9 @@ class JsonlWriter:
 
 
 def json_of(row: dict[str, Any]) -> str:
-    """A row as JSON: what JSON lacks becomes strings (times in ISO 8601, bytes in base64), NaN becomes null."""
+    """A row as JSON: what JSON lacks becomes strings (times in ISO 8601, bytes in base64), NaN
+    becomes null.
+    """
     try:
         return json.dumps(row, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:  # JSON has no NaN and no infinity

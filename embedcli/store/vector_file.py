@@ -38,9 +38,9 @@ class RowGroup:
 class VectorBlock:
     """Some consecutive rows of a file, from row `first` on.
 
-    vectors: float32 [n, dim] without missing ones; rows: int64 [n], their numbers among all of the file's; missing: how
-    many rows have no vector. hashes: 16-byte voids; they, tokens and truncated are None where not in the file. table:
-    the further columns that were asked for.
+    vectors: float32 [n, dim] without missing ones; rows: int64 [n], their numbers among all of the
+    file's; missing: how many rows have no vector. hashes: 16-byte voids; they, tokens and truncated
+    are None where not in the file. table: the further columns that were asked for.
     """
 
     first: int
@@ -56,15 +56,16 @@ class VectorBlock:
 class VectorFile:
     """A file of vectors or a dataset directory: its columns, its provenance, and ways to read it.
 
-    path: as it was given; files: the file itself, or the parts in order; rows: of all of them; schema: without
-    metadata; provenance: None where another program wrote the file; names: our columns, as the vector column calls for
-    them.
+    path: as it was given; files: the file itself, or the parts in order; rows: of all of them;
+    schema: without metadata; provenance: None where another program wrote the file; names: our
+    columns, as the vector column calls for them.
     """
 
     def __init__(self, path: str, embedding_column: str | None = None) -> None:
         """Open a file and read its footer.
 
-        Raises InputMissingError; DataError where it has no column of vectors, or none of the name asked for.
+        Raises InputMissingError; DataError where it has no column of vectors, or none of the name
+        asked for.
         """
         if not Path(path).exists():
             raise InputMissingError(f"{path}: no such file or folder")
@@ -144,7 +145,10 @@ class VectorFile:
         return groups
 
     def blocks(self, columns: Sequence[str] = ()) -> Iterator[VectorBlock]:
-        """Yield all rows as arrays, in order and in bounded memory. Raises DataError where a page is damaged."""
+        """Yield all rows as arrays, in order and in bounded memory.
+
+        Raises DataError where a page is damaged.
+        """
         ours = [name for name in self.names if name in self.schema.names]
         first = 0
         for table in self._batches([*ours, *columns]):
@@ -185,7 +189,9 @@ class VectorFile:
                     size = file.metadata.row_group(group).num_rows
                     here = asked[(asked >= first) & (asked < first + size)]
                     if len(here):
-                        table = parts.read_row_group(file, path, group, list(columns)).take(here - first)
+                        table = parts.read_row_group(file, path, group, list(columns)).take(
+                            here - first
+                        )
                         records = table.to_pylist() if columns else [{} for _ in here]
                         values.update(zip(here.tolist(), records, strict=True))
                     first += size
@@ -198,20 +204,32 @@ class VectorFile:
                 yield from table.column(name).to_pylist()
 
     def hashes(self) -> Hashes:
-        """Return all rows' hashes as voids [rows]. Raises DataError where there are none, or a page is damaged."""
+        """Return all rows' hashes as voids [rows].
+
+        Raises DataError where there are none, or a page is damaged.
+        """
         name = self.names.hash
         if name not in self.schema.names:
-            raise DataError(f"{self.path}: no column {name!r}", f"its columns: {', '.join(self.schema.names)}")
+            raise DataError(
+                f"{self.path}: no column {name!r}", f"its columns: {', '.join(self.schema.names)}"
+            )
         tables = (table for path in self.files for table in parts.read_row_groups(path, [name]))
-        return np.concatenate([np.empty(0, "V16"), *(parts.hashes_of(table.column(name)) for table in tables)])
+        return np.concatenate(
+            [np.empty(0, "V16"), *(parts.hashes_of(table.column(name)) for table in tables)]
+        )
 
     def vectors(self, rows: Sequence[int]) -> Vectors:
-        """Return the vectors of some rows, float32 [n, dim]; zero where one is missing. Reads the file through."""
+        """Return the vectors of some rows, float32 [n, dim]; zero where one is missing.
+
+        Reads the file through.
+        """
         asked = np.asarray(rows, np.int64)
         vectors = np.zeros((len(asked), self.dim), np.float32)
         order = np.argsort(asked)
         for block in self.blocks():
-            start, stop = np.searchsorted(asked[order], [block.first, block.first + len(block.table)])
+            start, stop = np.searchsorted(
+                asked[order], [block.first, block.first + len(block.table)]
+            )
             chosen = order[start:stop]
             position = np.searchsorted(block.rows, asked[chosen])
             present = position < len(block.rows)
@@ -224,19 +242,28 @@ class VectorFile:
         blocks = list(self.blocks())
         if not blocks:
             return np.empty((0, self.dim), np.float32), np.empty(0, np.int64)
-        return np.concatenate([block.vectors for block in blocks]), np.concatenate([block.rows for block in blocks])
+        return np.concatenate([block.vectors for block in blocks]), np.concatenate(
+            [block.rows for block in blocks]
+        )
 
     def _vector_column(self, asked: str | None) -> str:
-        """Choose the vector column: the one asked for, one of ours, the one named `embedding`, the first."""
+        """Choose the vector column: the one asked for, one of ours, the one named `embedding`, the
+        first.
+        """
         vectors = [field.name for field in self.schema if is_vector(field.type)]
         if asked is not None:
             vectors = [name for name in vectors if name == asked]
         if not vectors:
             what = f"{asked!r}" if asked else "fixed-size lists of floats"
             raise DataError(
-                f"{self.path}: no column of vectors: {what}", f"its columns: {', '.join(self.schema.names)}"
+                f"{self.path}: no column of vectors: {what}",
+                f"its columns: {', '.join(self.schema.names)}",
             )
-        ours = [name for name in vectors if self.provenance is not None and name in self.provenance.columns]
+        ours = [
+            name
+            for name in vectors
+            if self.provenance is not None and name in self.provenance.columns
+        ]
         candidates = ours or vectors
         return "embedding" if "embedding" in candidates else candidates[0]
 
@@ -250,7 +277,10 @@ def is_ours(path: str) -> bool:
 
 
 def open_ours(path: str, embedding_column: str | None = None) -> VectorFile:
-    """Open a file that says how its vectors were made. Raises InputMissingError; DataError where it doesn't."""
+    """Open a file that says how its vectors were made.
+
+    Raises InputMissingError; DataError where it doesn't.
+    """
     if Path(path).is_file():
         with _open(Path(path)) as parquet:
             if read_provenance(parquet, path) is None:
@@ -261,7 +291,9 @@ def open_ours(path: str, embedding_column: str | None = None) -> VectorFile:
 
 
 def part_files(path: str) -> list[str]:
-    """Return the file itself, or what lies in a dataset directory as parts, whether or not the manifest lists it."""
+    """Return the file itself, or what lies in a dataset directory as parts, whether or not the
+    manifest lists it.
+    """
     return sorted(map(str, Path(path).glob("part-*.parquet"))) if Path(path).is_dir() else [path]
 
 
@@ -299,7 +331,10 @@ def _hashes(table: pa.Table, name: str) -> Hashes | None:
 
 
 class RowGroupCache:
-    """Reads row groups of our files. A few files stay open, and a few row groups' columns stay in memory."""
+    """Reads row groups of our files.
+
+    A few files stay open, and a few row groups' columns stay in memory.
+    """
 
     _OPEN_FILES = 8
     # Row groups kept in memory while lookups jump between them.
@@ -313,7 +348,9 @@ class RowGroupCache:
     def table(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a row group, or some columns of it. Raises DataError where it is damaged or gone."""
         file = self._file(group.path)
-        return parts.read_row_group(file.parquet, group.path, group.group, list(columns) if columns else None)
+        return parts.read_row_group(
+            file.parquet, group.path, group.group, list(columns) if columns else None
+        )
 
     def names(self, group: RowGroup) -> ColumnNames:
         """Return the names of our columns in a row group's file."""

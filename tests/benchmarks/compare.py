@@ -1,8 +1,9 @@
 """embedcli against its peers, whole runs: `python -m tests.benchmarks.compare CORPUS.jsonl.gz`.
 
-Every contender reads the same JSONL, embeds it with the same model at the same max length, and writes Parquet, in a
-process of its own; rounds are interleaved, medians shown. Peers that aren't installed are left out: the extra
-`benchmark` brings them. The last line is the matrix rate that this machine reaches on the model's own shapes.
+Every contender reads the same JSONL, embeds it with the same model at the same max length, and
+writes Parquet, in a process of its own; rounds are interleaved, medians shown. Peers that aren't
+installed are left out: the extra `benchmark` brings them. The last line is the matrix rate that
+this machine reaches on the model's own shapes.
 """
 
 import argparse
@@ -37,14 +38,35 @@ def texts_of(corpus):
 
 def write(vectors, path):
     pq.write_table(
-        pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])}), path
+        pa.table(
+            {
+                "embedding": pa.FixedSizeListArray.from_arrays(
+                    pa.array(vectors.ravel()), vectors.shape[1]
+                )
+            }
+        ),
+        path,
     )
 
 
 def embedcli(*options):
     def run(corpus, output, model):
-        command = ["encode", corpus, "--role", "passage", "--template", "{text}", "--max-length", LENGTH, "-o", output]
-        subprocess.run([sys.executable, "-m", "embedcli", *map(str, command), "-q", "--fresh", *options], check=True)
+        command = [
+            "encode",
+            corpus,
+            "--role",
+            "passage",
+            "--template",
+            "{text}",
+            "--max-length",
+            LENGTH,
+            "-o",
+            output,
+        ]
+        subprocess.run(
+            [sys.executable, "-m", "embedcli", *map(str, command), "-q", "--fresh", *options],
+            check=True,
+        )
 
     return run
 
@@ -55,7 +77,10 @@ def sentence_transformers(batch_size=32, **kwargs):
 
         encoder = SentenceTransformer(str(model), device="cpu", model_kwargs=kwargs)
         encoder.max_seq_length = LENGTH
-        write(encoder.encode(texts_of(corpus), batch_size=batch_size, normalize_embeddings=True), output)
+        write(
+            encoder.encode(texts_of(corpus), batch_size=batch_size, normalize_embeddings=True),
+            output,
+        )
 
     return run
 
@@ -68,10 +93,14 @@ def pooled(model):
     class Pooled(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = transformers.AutoModel.from_pretrained(model, attn_implementation="eager").eval()
+            self.inner = transformers.AutoModel.from_pretrained(
+                model, attn_implementation="eager"
+            ).eval()
 
         def forward(self, input_ids, attention_mask):
-            states = self.inner(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            states = self.inner(
+                input_ids=input_ids, attention_mask=attention_mask
+            ).last_hidden_state
             mask = attention_mask[:, :, None].to(states.dtype)
             return torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=1)
 
@@ -111,7 +140,9 @@ def openvino(precision):
         found = {}
         queue = ov.AsyncInferQueue(compiled)
         queue.set_callback(
-            lambda request, rows: found.update(zip(rows, request.get_output_tensor().data.copy(), strict=True))
+            lambda request, rows: found.update(
+                zip(rows, request.get_output_tensor().data.copy(), strict=True)
+            )
         )
         for rows, ids, mask in sorted_batches(corpus, model, 4096):
             queue.start_async([ids, mask], rows.tolist())
@@ -129,11 +160,24 @@ def onnxruntime(corpus, output, model):
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(None):
         batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
         shapes = ({0: batch, 1: length}, {0: batch, 1: length})
-        torch.onnx.export(module, example, f"{folder}/model.onnx", dynamic_shapes=shapes, dynamo=True, verbose=False)
+        torch.onnx.export(
+            module,
+            example,
+            f"{folder}/model.onnx",
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
         session = ort.InferenceSession(f"{folder}/model.onnx", providers=["CPUExecutionProvider"])
     names, found = [one.name for one in session.get_inputs()], {}
     for rows, ids, mask in sorted_batches(corpus, model, 4096):
-        found.update(zip(rows.tolist(), session.run(None, dict(zip(names, (ids, mask), strict=True)))[0], strict=True))
+        found.update(
+            zip(
+                rows.tolist(),
+                session.run(None, dict(zip(names, (ids, mask), strict=True)))[0],
+                strict=True,
+            )
+        )
     write(np.stack([found[row] for row in range(len(found))]), output)
 
 
@@ -141,7 +185,9 @@ CONTENDERS = {
     COMPILED: embedcli(),
     "embedcli, float32": embedcli("--dtype", "float32"),
     "sentence-transformers as installed": sentence_transformers(),
-    "sentence-transformers, bfloat16, batches of 64": sentence_transformers(64, torch_dtype="bfloat16"),
+    "sentence-transformers, bfloat16, batches of 64": sentence_transformers(
+        64, torch_dtype="bfloat16"
+    ),
     "OpenVINO, bfloat16, throughput": openvino("bf16"),
     "OpenVINO, float32, throughput": openvino("f32"),
     "ONNX Runtime, float32": onnxruntime,
@@ -150,7 +196,9 @@ NEEDS = {"OpenVINO": "openvino", "ONNX": "onnxruntime", "sentence": "sentence_tr
 
 
 def matrix_rate(model):
-    """TFLOP/s of the model's own products in bfloat16, 2,048 tokens at a time: the better of torch as it is, and compiled."""
+    """TFLOP/s of the model's own products in bfloat16, 2,048 tokens at a time: the better of torch
+    as it is, and compiled.
+    """
     import torch
 
     from embedcli.encoder import compiling
@@ -172,7 +220,11 @@ def matrix_rate(model):
     plain = All().eval()
     work = 2 * 2048 * sum(a * b for a, b in shapes)
     with torch.inference_mode():
-        ways = [plain, compiling.compiled(plain, lambda one: one(inputs))] if compiling.has_compiler() else [plain]
+        ways = (
+            [plain, compiling.compiled(plain, lambda one: one(inputs))]
+            if compiling.has_compiler()
+            else [plain]
+        )
         return work / min(best_time(way, inputs) for way in ways) / 1e12
 
 
@@ -187,14 +239,26 @@ def best_time(way, inputs, rounds=30):
 
 def run_one(name, corpus, output, model):
     """Seconds of a contender's whole process, None where it fails, and its vectors."""
-    command = [sys.executable, "-m", "tests.benchmarks.compare", "--one", name, str(corpus), "--output", str(output)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.compare",
+        "--one",
+        name,
+        str(corpus),
+        "--output",
+        str(output),
+    ]
     output.unlink(missing_ok=True)  # another contender's: embedcli would not overwrite it
     started = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        print(f"{name}: ended with {done.returncode}: {said[-1][:150] if said else ''}", file=sys.stderr)
+        print(
+            f"{name}: ended with {done.returncode}: {said[-1][:150] if said else ''}",
+            file=sys.stderr,
+        )
         return None, None
     flat = pq.read_table(output)["embedding"].combine_chunks()
     return seconds, flat.values.to_numpy().reshape(len(flat), -1)
@@ -220,7 +284,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--copies", type=int, default=4, help="how often embedcli, which compiles, gets the corpus")
+    parser.add_argument(
+        "--copies", type=int, default=4, help="how often embedcli, which compiles, gets the corpus"
+    )
     parser.add_argument("--only", action="append", help="contenders whose name begins so")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
@@ -233,11 +299,17 @@ def main():
     names = [
         name
         for name in CONTENDERS
-        if all(importlib.util.find_spec(package) for start, package in NEEDS.items() if name.startswith(start))
+        if all(
+            importlib.util.find_spec(package)
+            for start, package in NEEDS.items()
+            if name.startswith(start)
+        )
         and (wanted.only is None or name.startswith(tuple(wanted.only)))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        once, often, output = (Path(folder) / name for name in ("once.jsonl", "often.jsonl", "out.parquet"))
+        once, often, output = (
+            Path(folder) / name for name in ("once.jsonl", "often.jsonl", "out.parquet")
+        )
         rows = write_corpus(wanted.corpus, once, 1)
         write_corpus(wanted.corpus, often, wanted.copies)
         print(f"{rows:,} texts ({wanted.copies} times for {COMPILED}), {cpu_name()}, ", end="")
@@ -258,7 +330,10 @@ def main():
 def report(speeds, vectors):
     reference = vectors.get("embedcli, float32", next(iter(vectors.values())))
     medians = {name: statistics.median(found) for name, found in speeds.items() if found}
-    base = next((speed for name, speed in medians.items() if name.startswith("sentence")), next(iter(medians.values())))
+    base = next(
+        (speed for name, speed in medians.items() if name.startswith("sentence")),
+        next(iter(medians.values())),
+    )
     print("\n| | texts/s | times | least cosine to float32 |\n|---|---|---|---|")
     for name, speed in medians.items():
         cosine = (vectors[name] * reference).sum(axis=1).min()

@@ -1,7 +1,7 @@
 """Which Parquet settings suit vectors: `python -m tests.benchmarks.parquet_settings VECTORS.parquet`.
 
-Takes the vectors of an output of `encode`, and tells size, write and read speed for each way to store them. Rounds are
-interleaved, medians shown; MB are those of the vectors in memory.
+Takes the vectors of an output of `encode`, and tells size, write and read speed for each way to
+store them. Rounds are interleaved, medians shown; MB are those of the vectors in memory.
 """
 
 import argparse
@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS = 65_536
-WAYS = list(itertools.product(("float32", "float16"), ("none", "lz4", "zstd"), (False, True), (16_384,)))
+WAYS = list(
+    itertools.product(("float32", "float16"), ("none", "lz4", "zstd"), (False, True), (16_384,))
+)
 WAYS += [("float32", "none", False, rows) for rows in (1_024, 4_096, 65_536)] + [
     ("float32", "dictionary", False, 16_384)
 ]
@@ -27,8 +29,12 @@ def table_of(path, dtype):
     flat = pq.read_table(path, columns=["embedding"])["embedding"].combine_chunks()
     vectors = flat.values.to_numpy().reshape(len(flat), -1)
     times = -(-ROWS // len(vectors))
-    many = np.concatenate([vectors * (1 + time / 1000) for time in range(times)])[:ROWS].astype(dtype)
-    return pa.table({"embedding": pa.FixedSizeListArray.from_arrays(pa.array(many.ravel()), many.shape[1])})
+    many = np.concatenate([vectors * (1 + time / 1000) for time in range(times)])[:ROWS].astype(
+        dtype
+    )
+    return pa.table(
+        {"embedding": pa.FixedSizeListArray.from_arrays(pa.array(many.ravel()), many.shape[1])}
+    )
 
 
 def once(table, path, compression, split, rows):
@@ -60,11 +66,15 @@ def main():
         for _ in range(wanted.rounds):
             for way in WAYS:
                 found[way].append(once(tables[way[0]], Path(folder) / "v.parquet", *way[1:]))
-    print("| format | compression | byte-stream split | rows a group | size | write MB/s | read MB/s |")
+    print(
+        "| format | compression | byte-stream split | rows a group | size | write MB/s | read MB/s |"
+    )
     print("|---|---|---|---|---|---|---|")
     for (dtype, compression, split, rows), times in found.items():
         size = tables[dtype].nbytes
-        write, read = (size / 1e6 / statistics.median(one) for one in list(zip(*times, strict=True))[:2])
+        write, read = (
+            size / 1e6 / statistics.median(one) for one in list(zip(*times, strict=True))[:2]
+        )
         print(
             f"| {dtype} | {compression} | {'yes' if split else 'no'} | {rows:,} | {times[0][2] / size:.1%} "
             f"| {write:,.0f} | {read:,.0f} |"

@@ -1,6 +1,8 @@
-"""A reindex with nothing to do, against what it can't do without: `python -m tests.benchmarks.reindex`.
+"""A reindex with nothing to do, against what it can't do without: `python -m
+tests.benchmarks.reindex`.
 
-The peer reads both files whole with pyarrow and hashes the rendered texts, in a process of its own; runs alternate.
+The peer reads both files whole with pyarrow and hashes the rendered texts, in a process of its own;
+runs alternate.
 """
 
 import argparse
@@ -48,18 +50,42 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     wanted = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        corpus, output, report = (Path(folder) / name for name in ("corpus.parquet", "out.parquet", "report.json"))
+        corpus, output, report = (
+            Path(folder) / name for name in ("corpus.parquet", "out.parquet", "report.json")
+        )
         length = write_corpus(corpus, wanted.rows)
-        encode = ["-m", "embedcli", "encode", corpus, "--role", "passage", "--model", "hash:64", "-o", output, "-q"]
+        encode = [
+            "-m",
+            "embedcli",
+            "encode",
+            corpus,
+            "--role",
+            "passage",
+            "--model",
+            "hash:64",
+            "-o",
+            output,
+            "-q",
+        ]
         update = [*encode, "--update", "--report", report]
-        print(f"{wanted.rows:,} rows of {length:.0f} characters, {platform.machine()}, {wanted.rounds} rounds in turn")
+        print(
+            f"{wanted.rows:,} rows of {length:.0f} characters, {platform.machine()}, {wanted.rounds} rounds in turn"
+        )
         print(f"first run, everything embedded: {seconds(*encode):.2f} s")
-        print(f"corpus {corpus.stat().st_size / 1e6:.0f} MB, output {output.stat().st_size / 1e6:.0f} MB")
-        times = [(seconds(*update), seconds("-c", PEER, corpus, output)) for _ in range(wanted.rounds)]
+        print(
+            f"corpus {corpus.stat().st_size / 1e6:.0f} MB, output {output.stat().st_size / 1e6:.0f} MB"
+        )
+        times = [
+            (seconds(*update), seconds("-c", PEER, corpus, output)) for _ in range(wanted.rounds)
+        ]
         counts = json.loads(report.read_text())["counts"]
         ours, peer = (statistics.median(one) for one in zip(*times, strict=True))
-        print(f"nothing changed: reused {counts['reused'] / counts['rows_out']:.0%}, embedded {counts['embedded']}")
-        print(f"embedcli {ours:.2f} s, pyarrow reading both and hashing {peer:.2f} s: {ours / peer:.2f} times")
+        print(
+            f"nothing changed: reused {counts['reused'] / counts['rows_out']:.0%}, embedded {counts['embedded']}"
+        )
+        print(
+            f"embedcli {ours:.2f} s, pyarrow reading both and hashing {peer:.2f} s: {ours / peer:.2f} times"
+        )
         write_corpus(corpus, wanted.rows, changed=0.01)
         took = seconds(*update)
         counts = json.loads(report.read_text())["counts"]

@@ -1,7 +1,9 @@
-"""How the time of a run grows with its rows and falls with its processes: `python -m tests.benchmarks.scaling`.
+"""How the time of a run grows with its rows and falls with its processes: `python -m
+tests.benchmarks.scaling`.
 
 Whole processes of `encode`, start to end, on JSONL and on Parquet; MB are those of the texts.
-`--model` and `--corpus` take another model, and texts that are repeated, each time altered, as often as is needed.
+`--model` and `--corpus` take another model, and texts that are repeated, each time altered, as
+often as is needed.
 """
 
 import argparse
@@ -28,9 +30,13 @@ def texts_of(corpus, rows):
 
 def write(texts, path):
     if path.suffix == ".parquet":
-        pq.write_table(pa.table({"id": range(len(texts)), "text": texts}), path, row_group_size=100_000)
+        pq.write_table(
+            pa.table({"id": range(len(texts)), "text": texts}), path, row_group_size=100_000
+        )
     else:
-        path.write_text("".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)))
+        path.write_text(
+            "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+        )
 
 
 def main():
@@ -42,7 +48,9 @@ def main():
     parser.add_argument("--corpus", type=Path)
     parser.add_argument("--options", default="", help="further options of encode")
     wanted = parser.parse_args()
-    print("| input | rows | processes | seconds | limited by | rows/s | MB/s |\n|---|---|---|---|---|---|---|")
+    print(
+        "| input | rows | processes | seconds | limited by | rows/s | MB/s |\n|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as folder:
         output, report = Path(folder) / "out.parquet", Path(folder) / "report.json"
         for rows in wanted.rows:
@@ -51,8 +59,25 @@ def main():
                 corpus = Path(folder) / f"corpus.{form}"
                 write(texts, corpus)
                 for processes in wanted.processes:
-                    options = ["--model", wanted.model, "--num-processes", processes, *wanted.options.split()]
-                    command = ["encode", corpus, "--role", "passage", "-o", output, "--report", report, "-q", *options]
+                    options = [
+                        "--model",
+                        wanted.model,
+                        "--num-processes",
+                        processes,
+                        *wanted.options.split(),
+                    ]
+                    command = [
+                        "encode",
+                        corpus,
+                        "--role",
+                        "passage",
+                        "-o",
+                        output,
+                        "--report",
+                        report,
+                        "-q",
+                        *options,
+                    ]
                     started = time.perf_counter()
                     call = [sys.executable, "-m", "embedcli", *map(str, command)]
                     subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
