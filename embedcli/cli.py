@@ -38,8 +38,8 @@ app = typer.Typer(
 _debug = False
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
         console.result(f"embedcli {embedcli.__version__}")
         raise typer.Exit
 
@@ -107,8 +107,8 @@ def _add(parent: typer.Typer, name: str, verb: Verb | Mapping[str, Verb]) -> Non
     group = typer.Typer(
         help=f"{name.capitalize()}: {', '.join(verb)}.", no_args_is_help=True, rich_markup_mode=None
     )
-    for inner, one in verb.items():
-        _add(group, inner, one)
+    for inner, subverb in verb.items():
+        _add(group, inner, subverb)
     parent.add_typer(group, name=name)
 
 

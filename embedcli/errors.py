@@ -134,10 +134,10 @@ def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
     where = error.filename if error.filename is not None else path
     if isinstance(where, bytes):
         where = where.decode("utf-8", "surrogateescape")
-    what = error.strerror or str(error)
+    reason = error.strerror or str(error)
     hint = (
         "make space and run the same command again"
         if error.errno in (errno.ENOSPC, errno.EDQUOT)
         else ""
     )
-    return kind(f"{where}: {what}" if where else what, hint)
+    return kind(f"{where}: {reason}" if where else reason, hint)

@@ -40,18 +40,18 @@ def is_stream(path: str) -> bool:
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
-def are_same(path: str, other: str) -> bool:
+def are_same(path: str, second_path: str) -> bool:
     """Tell whether two names lead to one file, also where it isn't there yet, or one stream.
 
     Standard input may be a redirected file, so that a descriptor and a name can be the same.
     """
-    descriptors = descriptor_of(path), descriptor_of(other)
+    descriptors = descriptor_of(path), descriptor_of(second_path)
     if None not in descriptors and descriptors[0] == descriptors[1]:
         return True
-    status, other_status = _status(path), _status(other)
+    status, other_status = _status(path), _status(second_path)
     if status is not None and other_status is not None:
         return stat.S_ISREG(status.st_mode) and os.path.samestat(status, other_status)
-    return descriptors == (None, None) and os.path.realpath(path) == os.path.realpath(other)
+    return descriptors == (None, None) and os.path.realpath(path) == os.path.realpath(second_path)
 
 
 def _status(path: str) -> os.stat_result | None:
@@ -97,14 +97,14 @@ def check_folder(path: str) -> None:
         raise AccessError(f"{path}: its folder can't be written")
 
 
-def check_distinct(path: str, option: str, others: Sequence[tuple[str, str]]) -> None:
+def check_distinct(path: str, option: str, taken_paths: Sequence[tuple[str, str]]) -> None:
     """Refuse a file that another option names, too.
 
     `others` are (what it is, path). Raises OutputError.
     """
-    for what, other in others:
-        if are_same(path, other):
-            raise OutputError(f"{option} {path}: is {what}", f"choose another name for {option}")
+    for purpose, taken_path in taken_paths:
+        if are_same(path, taken_path):
+            raise OutputError(f"{option} {path}: is {purpose}", f"choose another name for {option}")
 
 
 def write_atomically(path: str, content: bytes) -> None:

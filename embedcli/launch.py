@@ -56,10 +56,10 @@ def join(options: RunOptions) -> World:
     # Ranks and one word at the start are all that is wanted of it, so the CPU's backend will do; without `cpu`
     # accelerate calls each process rank 0 of 1 where there is no GPU.
     state = PartialState(cpu=True)
-    said, found = (int(os.environ["RANK"]), size), (state.process_index, state.num_processes)
-    if said != found:
+    announced, joined = (int(os.environ["RANK"]), size), (state.process_index, state.num_processes)
+    if announced != joined:
         raise ConfigurationError(
-            f"the launcher says rank {said[0]} of {said[1]}, accelerate says rank {found[0]} of {found[1]}",
+            f"the launcher says rank {announced[0]} of {announced[1]}, accelerate says rank {joined[0]} of {joined[1]}",
             "start it by torchrun, or by accelerate launch --multi_gpu",
         )
     token: str = broadcast_object_list([secrets.token_hex(8)])[0]
@@ -77,18 +77,18 @@ def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
         return ["cpu"] * (options.num_processes or 1)
     import torch
 
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if options.device.startswith("cuda:"):
         return [options.device] * (options.num_processes or 1)
-    if not found:
+    if not count:
         if options.device == "cuda":
             raise DeviceError(
                 "--device cuda: this machine shows no CUDA device", "--device cpu runs anywhere"
             )
         return ["cpu"] * (options.num_processes or 1)
     if world.size > 1:
-        return [f"cuda:{world.local_rank % found}"]
-    return [f"cuda:{number % found}" for number in range(options.num_processes or found)]
+        return [f"cuda:{world.local_rank % count}"]
+    return [f"cuda:{number % count}" for number in range(options.num_processes or count)]
 
 
 def start(
@@ -152,9 +152,9 @@ def _accelerated(device: str, threads: int) -> tuple[list[str], dict[str, str]]:
         "-m",
         "embedcli.run.worker",
     ]
-    wanted = launch_command_parser().parse_args(options)
-    wanted.use_cpu = device == "cpu"  # its own check of the options would set it
-    command, environment = prepare_simple_launcher_cmd_env(wanted)
+    arguments = launch_command_parser().parse_args(options)
+    arguments.use_cpu = device == "cpu"  # its own check of the options would set it
+    command, environment = prepare_simple_launcher_cmd_env(arguments)
     environment["RAYON_NUM_THREADS"] = str(threads)  # the tokenizer's
     environment.pop("KMP_AFFINITY", None)  # it would bind every process to the same cores
     return command, environment

@@ -94,20 +94,20 @@ OWN_PROMPTS = TemplateSource("prompts")
 BY_OPTION = TemplateSource("option")
 
 
-def differing_fields(there: Any, here: Any) -> Differences:
+def differing_fields(before: Any, after: Any) -> Differences:
     """Return the fields of two values of one type that differ: (there, here)."""
     pairs = {
-        field.name: (getattr(there, field.name), getattr(here, field.name))
-        for field in fields(here)
+        field.name: (getattr(before, field.name), getattr(after, field.name))
+        for field in fields(after)
     }
-    return {name: (left, right) for name, (left, right) in pairs.items() if left != right}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}
 
 
 def describe_differences(differences: Differences, where: str) -> str:
     """Say for a message what is in `where` and what is asked for."""
     return "; ".join(
-        f"{name} is {there!r} in {where}, {here!r} requested"
-        for name, (there, here) in differences.items()
+        f"{name} is {old!r} in {where}, {new!r} requested"
+        for name, (old, new) in differences.items()
     )
 
 

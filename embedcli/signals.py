@@ -50,14 +50,14 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _listen(reading: int) -> None:
-    first = 0
+    first_signal = 0
     while received := os.read(reading, 1):
         number = received[0]
         if number not in SIGNALS:
             continue
-        if first:
+        if first_signal:
             os._exit(128 + number)  # workers end with their parent
-        first = number
+        first_signal = number
         timer = threading.Timer(_GRACE_SECONDS, _end_by_force, (number,))
         timer.daemon = True
         timer.start()

@@ -9,9 +9,9 @@ from embedcli.store.vector_file import VectorFile
 ID_COLUMNS = ("_id", "id")
 
 
-def check_comparable(file: VectorFile, other: VectorFile) -> None:
+def check_comparable(first: VectorFile, second: VectorFile) -> None:
     """See that two files' vectors are of one space. Raises ConfigurationError that names both."""
-    check_same_space(file.recipe.space, other.recipe.space, file.path, other.path)
+    check_same_space(first.recipe.space, second.recipe.space, first.path, second.path)
 
 
 def query_role(index: VectorFile, role: str | None) -> str:

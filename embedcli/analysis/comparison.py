@@ -63,7 +63,7 @@ def compare(first: VectorFile, second: VectorFile, key: str | None = None) -> Co
     pairs = pairs[np.argsort(pairs[:, 0])]
     compared = sample(len(pairs), _COMPARED_ROWS)
     agreement, identical = _agreement(first, second, pairs[compared])
-    asked = sample(len(pairs), _ROWS_WITH_NEIGHBOURS)
+    sampled = sample(len(pairs), _ROWS_WITH_NEIGHBOURS)
     return Comparison(
         key="rendered text" if key == first.names.hash else key,
         same_space=first.recipe.space.id == second.recipe.space.id,
@@ -78,8 +78,8 @@ def compare(first: VectorFile, second: VectorFile, key: str | None = None) -> Co
         compared=len(compared) if agreement is not None else 0,
         identical=identical,
         cosines=agreement,
-        asked=len(asked),
-        overlap=_overlap(first, second, pairs, asked),
+        asked=len(sampled),
+        overlap=_overlap(first, second, pairs, sampled),
     )
 
 
@@ -130,30 +130,32 @@ def _agreement(
     """Return how the same rows' vectors agree, and how many are the same numbers."""
     if first.dim != second.dim or not len(pairs):
         return None, 0
-    vectors = first.vectors(pairs[:, 0].tolist())
-    others = second.vectors(pairs[:, 1].tolist())
-    values = cosines(vectors, others)
+    first_vectors = first.vectors(pairs[:, 0].tolist())
+    second_vectors = second.vectors(pairs[:, 1].tolist())
+    values = cosines(first_vectors, second_vectors)
     agreement = {"least": float(values.min()), "mean": float(values.mean())}
     for name, rank in _PERCENTILES.items():
         agreement[name] = float(np.percentile(values, rank))
-    return agreement, int((vectors == others).all(axis=1).sum())
+    return agreement, int((first_vectors == second_vectors).all(axis=1).sum())
 
 
-def _overlap(first: VectorFile, second: VectorFile, pairs: Numbers, asked: Numbers) -> float | None:
+def _overlap(
+    first: VectorFile, second: VectorFile, pairs: Numbers, sampled: Numbers
+) -> float | None:
     """Return the share of each asked row's nearest common rows that both files agree on."""
     if len(pairs) < 2:
         return None
-    rankings = _neighbours(first, pairs[:, 0], asked)
-    others = _neighbours(second, pairs[:, 1], asked)
-    return neighbours_in_common(rankings, others, min(NEIGHBOURS, len(pairs) - 1))
+    first_rankings = _neighbours(first, pairs[:, 0], sampled)
+    second_rankings = _neighbours(second, pairs[:, 1], sampled)
+    return neighbours_in_common(first_rankings, second_rankings, min(NEIGHBOURS, len(pairs) - 1))
 
 
-def _neighbours(file: VectorFile, rows: Numbers, asked: Numbers) -> list[list[int]]:
+def _neighbours(file: VectorFile, rows: Numbers, sampled: Numbers) -> list[list[int]]:
     """Return for each asked pair the numbers of its nearest pairs, itself left out."""
-    queries = file.vectors(rows[asked].tolist())
+    queries = file.vectors(rows[sampled].tolist())
     _, numbers = nearest(queries, _blocks_of_rows(file, rows), NEIGHBOURS + 1)
     rankings = []
-    for pair, ranking in zip(asked.tolist(), numbers.tolist(), strict=True):
+    for pair, ranking in zip(sampled.tolist(), numbers.tolist(), strict=True):
         rankings.append([number for number in ranking if number != pair][:NEIGHBOURS])
     return rankings
 
@@ -164,5 +166,5 @@ def _blocks_of_rows(file: VectorFile, rows: Numbers) -> Iterator[tuple[Numbers, 
     sorted_rows = rows[order]
     for block in file.blocks():
         position = np.searchsorted(sorted_rows, block.rows)
-        asked = sorted_rows[np.minimum(position, len(rows) - 1)] == block.rows
-        yield order[position[asked]], block.vectors[asked]
+        is_wanted = sorted_rows[np.minimum(position, len(rows) - 1)] == block.rows
+        yield order[position[is_wanted]], block.vectors[is_wanted]

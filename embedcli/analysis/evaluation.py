@@ -144,21 +144,21 @@ class RunDifference:
         return asdict(self)
 
 
-def compare_runs(ours: RunValues, theirs: RunValues) -> RunDifference:
+def compare_runs(run: RunValues, baseline: RunValues) -> RunDifference:
     """Subtract another run's measures from ours, over the queries of both.
 
     Raises DataError where there are none.
     """
-    common = [query for query in ours.rows if query in theirs.rows]
+    common = [query for query in run.rows if query in baseline.rows]
     if not common:
-        raise DataError(f"{theirs.name}: no query is in both runs")
-    our_rows = [ours.rows[query] for query in common]
-    their_rows = [theirs.rows[query] for query in common]
+        raise DataError(f"{baseline.name}: no query is in both runs")
+    our_rows = [run.rows[query] for query in common]
+    their_rows = [baseline.rows[query] for query in common]
     measures = {
-        name: metrics.difference(ours.values[name][our_rows], theirs.values[name][their_rows])
+        name: metrics.difference(run.values[name][our_rows], baseline.values[name][their_rows])
         for name in metrics.MEASURES
     }
-    return RunDifference(theirs.name, len(common), measures)
+    return RunDifference(baseline.name, len(common), measures)
 
 
 class Evaluator:

@@ -96,7 +96,7 @@ def measure(run: Run, judged: Judged) -> dict[str, dict[str, float]]:
     Documents come best first.
     """
     ir_measures = _library()
-    names = {ir_measures.parse_measure(theirs): ours for ours, theirs in MEASURES.items()}
+    names = {ir_measures.parse_measure(parsed_name): name for name, parsed_name in MEASURES.items()}
     judgments = {query: dict(documents) for query, documents in judged.items()}
     # trec_eval orders equal scores by id, backwards: so that our order holds, it gets the ranks.
     ranks = {
@@ -125,11 +125,11 @@ def estimate(values: npt.NDArray[np.float64]) -> Estimate:
     return Estimate(float(values.mean()), *_interval(values))
 
 
-def difference(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> Difference:
+def difference(values: npt.NDArray[np.float64], baseline: npt.NDArray[np.float64]) -> Difference:
     """Compare two runs' values of a measure for the same queries [n]."""
     from scipy import stats
 
-    differences = ours - theirs
+    differences = values - baseline
     if not differences.any():
         return Difference(0.0, 0.0, 0.0, 1.0)
     test = stats.permutation_test(

@@ -95,26 +95,30 @@ def _table(panel: Any, probed: Probed, view: View) -> None:
 
 
 def _projection(panel: Any, probed: Probed, view: View, widest: float) -> None:
-    for one, other in probed.pairs:
-        panel.plot(*view.places[[one, other]].T, color="0.75", linewidth=0.7, zorder=1)
+    for first_text, second_text in probed.pairs:
+        panel.plot(*view.places[[first_text, second_text]].T, color="0.75", linewidth=0.7, zorder=1)
     kinds = probed.labels or ["text"] * len(probed.texts)
-    for at, kind in enumerate(dict.fromkeys(kinds)):
-        own = np.array([label == kind for label in kinds])
+    for index, kind in enumerate(dict.fromkeys(kinds)):
+        has_kind = np.array([label == kind for label in kinds])
         style = {
-            "color": _COLOURS[at % len(_COLOURS)],
-            "marker": _MARKERS[at % len(_MARKERS)],
+            "color": _COLOURS[index % len(_COLOURS)],
+            "marker": _MARKERS[index % len(_MARKERS)],
             "s": 22,
         }
         panel.scatter(
-            *view.places[own].T, label=textwrap.shorten(kind, 30), alpha=0.85, linewidths=0, **style
+            *view.places[has_kind].T,
+            label=textwrap.shorten(kind, 30),
+            alpha=0.85,
+            linewidths=0,
+            **style,
         )
     if len(probed.texts) <= _MOST_NAMED and not probed.pairs:
-        for text, place in zip(probed.texts, view.places, strict=True):
+        for text, point in zip(probed.texts, view.places, strict=True):
             name = textwrap.shorten(text, 24, placeholder="…")
             # Towards the middle: beyond the frame names would be cut.
-            side, step = ("right", -5) if place[0] > widest / 2 else ("left", 5)
+            side, step = ("right", -5) if point[0] > widest / 2 else ("left", 5)
             panel.annotate(
-                name, place, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side
+                name, point, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side
             )
     panel.axhline(0, color="0.9", linewidth=0.6, zorder=0)
     panel.axvline(0, color="0.9", linewidth=0.6, zorder=0)
@@ -128,20 +132,24 @@ def _projection(panel: Any, probed: Probed, view: View, widest: float) -> None:
 
 def _caption(probed: Probed, view: View) -> str:
     """What the picture alone doesn't show."""
-    said = [f"moved by {view.moved.mean():.2f} on average"] if view.moved.any() else []
+    phrases = [f"moved by {view.moved.mean():.2f} on average"] if view.moved.any() else []
     if view.partners is not None:
-        one, other = dict.fromkeys(probed.labels)
-        ways = f"{one} to {other} {view.partners[0]:.0%}, {other} to {one} {view.partners[1]:.0%}"
-        said.append(f"nearest is the partner: {ways}")
+        first_label, second_label = dict.fromkeys(probed.labels)
+        there, back = view.partners
+        ways = f"{first_label} to {second_label} {there:.0%}, {second_label} to {first_label} {back:.0%}"
+        phrases.append(f"nearest is the partner: {ways}")
     if view.same_label is not None and view.partners is None:
-        said.append(f"nearest has the same label: {view.same_label:.0%}")
-    return "; ".join(said)
+        phrases.append(f"nearest has the same label: {view.same_label:.0%}")
+    return "; ".join(phrases)
 
 
 def _same_scale(panels: Sequence[Any]) -> None:
     """One scale for all, so that distances compare."""
     for limits, set_limits in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
-        found = [getattr(panel, limits)() for panel in panels]
-        low, high = min(one[0] for one in found), max(one[1] for one in found)
+        limits_of_panels = [getattr(panel, limits)() for panel in panels]
+        low, high = (
+            min(limit[0] for limit in limits_of_panels),
+            max(limit[1] for limit in limits_of_panels),
+        )
         for panel in panels:
             getattr(panel, set_limits)(low, high)

@@ -116,12 +116,12 @@ def _vectors(model: encoder.Encoder, template: Template, texts: Sequence[str]) -
 
 def _view(name: str, template: str, vectors: Floats, bare: Floats, probed: Probed) -> View:
     cosines = vectors @ vectors.T
-    places, shares = _projected(vectors)
+    points, shares = _projected(vectors)
     return View(
         name=name,
         template=template,
         cosines=cosines,
-        places=places,
+        places=points,
         shares=shares,
         moved=np.maximum(0, 1 - (vectors * bare).sum(axis=1)),
         partners=_partners(cosines, probed.pairs) if probed.pairs else None,
@@ -131,29 +131,29 @@ def _view(name: str, template: str, vectors: Floats, bare: Floats, probed: Probe
 
 def _projected(vectors: Floats) -> tuple[Floats, tuple[float, float]]:
     centred = vectors - vectors.mean(axis=0)
-    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
-    places = np.zeros((len(vectors), 2))
-    kept = min(2, len(sizes))
-    places[:, :kept] = left[:, :kept] * sizes[:kept]
+    directions, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    points = np.zeros((len(vectors), 2))
+    dims = min(2, len(sizes))
+    points[:, :dims] = directions[:, :dims] * sizes[:dims]
     variances = np.zeros(2)
-    variances[:kept] = sizes[:kept] ** 2
+    variances[:dims] = sizes[:dims] ** 2
     total = float((sizes**2).sum())
-    return places, (float(variances[0] / total), float(variances[1] / total)) if total else (
+    return points, (float(variances[0] / total), float(variances[1] / total)) if total else (
         0.0,
         0.0,
     )
 
 
-def _align_signs(places: Floats, like: Floats) -> Floats:
+def _align_signs(points: Floats, reference: Floats) -> Floats:
     """Choose the sign of each direction, which is arbitrary, so that texts lie as in the first view."""
-    signs = np.sign((places * like).sum(axis=0))
-    return places * np.where(signs == 0, 1, signs)
+    signs = np.sign((points * reference).sum(axis=0))
+    return points * np.where(signs == 0, 1, signs)
 
 
 def _partners(cosines: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float, float]:
-    left = np.array([text for text, _ in pairs])
-    right = np.array([partner for _, partner in pairs])
-    across = cosines[np.ix_(left, right)]  # [pairs, pairs]
+    first_texts = np.array([text for text, _ in pairs])
+    second_texts = np.array([partner for _, partner in pairs])
+    across = cosines[np.ix_(first_texts, second_texts)]  # [pairs, pairs]
     partner = np.arange(len(pairs))
     return float((across.argmax(axis=1) == partner).mean()), float(
         (across.argmax(axis=0) == partner).mean()
@@ -161,6 +161,8 @@ def _partners(cosines: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float,
 
 
 def _same_label(cosines: Floats, labels: Sequence[str]) -> float:
-    others = cosines - 3 * np.eye(len(cosines))  # not itself
-    nearest = others.argmax(axis=1)
-    return float(np.mean([labels[row] == labels[other] for row, other in enumerate(nearest)]))
+    similarities = cosines - 3 * np.eye(len(cosines))  # not itself
+    nearest = similarities.argmax(axis=1)
+    return float(
+        np.mean([labels[row] == labels[neighbour] for row, neighbour in enumerate(nearest)])
+    )

@@ -161,20 +161,23 @@ def read_texts(path: str, options: InputOptions) -> Texts:
     return Texts(texts, fields, rows)
 
 
-def read_pairs(path: str, left: str, right: str) -> tuple[list[str], list[str]]:
+def read_pairs(path: str, first_column: str, second_column: str) -> tuple[list[str], list[str]]:
     """Read two columns of texts.
 
     Raises what `read_units` raises; DataError where the second is no string.
     """
     texts: list[str] = []
     partners: list[str] = []
-    for records in read_units(path, InputOptions(left, columns=(), fields=(right,))):
+    for records in read_units(
+        path, InputOptions(first_column, columns=(), fields=(second_column,))
+    ):
         for text, partner, place in zip(
-            records.texts, records.fields[right], records.places, strict=True
+            records.texts, records.fields[second_column], records.places, strict=True
         ):
             if not isinstance(partner, str):
                 raise DataError(
-                    f"{path}:{place}: column {right!r} holds no text", f"--pairs {left},{right}"
+                    f"{path}:{place}: column {second_column!r} holds no text",
+                    f"--pairs {first_column},{second_column}",
                 )
             texts.append(text)
             partners.append(partner)

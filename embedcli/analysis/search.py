@@ -41,8 +41,8 @@ def search(
     of different spaces, UsageError where the condition can't be used, DataError where a file is
     damaged.
     """
-    for other in indexes[1:]:
-        check_comparable(indexes[0], other)
+    for index in indexes[1:]:
+        check_comparable(indexes[0], index)
     # Rows are counted over all files; a file's rows begin at its start.
     starts = np.cumsum([0, *(index.rows for index in indexes)])
     scores, numbers = nearest(queries, _blocks(indexes, starts, where), k)

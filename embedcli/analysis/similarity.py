@@ -19,13 +19,17 @@ _UNIT_ROUNDOFF = float(np.finfo(np.float32).eps) / 2
 _SEED = 0
 
 
-def cosines(vectors: Vectors, others: Vectors) -> npt.NDArray[np.float32]:
+def cosines(first_vectors: Vectors, second_vectors: Vectors) -> npt.NDArray[np.float32]:
     """Return the cosine of each row [n, dim] with the other's, [n]; -1 where a vector is zero or
     not finite.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
-        products = (vectors * others).sum(axis=1)
-        values = products / np.linalg.norm(vectors, axis=1) / np.linalg.norm(others, axis=1)
+        products = (first_vectors * second_vectors).sum(axis=1)
+        values = (
+            products
+            / np.linalg.norm(first_vectors, axis=1)
+            / np.linalg.norm(second_vectors, axis=1)
+        )
     return np.nan_to_num(values, nan=-1.0)
 
 
@@ -112,11 +116,11 @@ def _best(
 
 
 def neighbours_in_common(
-    rankings: Sequence[Sequence[int]], others: Sequence[Sequence[int]], size: int
+    first_rankings: Sequence[Sequence[int]], second_rankings: Sequence[Sequence[int]], size: int
 ) -> float:
     """Return the mean share of `size` neighbours that both rankings of a row have."""
     shares = [
-        len(set(ranking) & set(other)) / size
-        for ranking, other in zip(rankings, others, strict=True)
+        len(set(ranking) & set(second_ranking)) / size
+        for ranking, second_ranking in zip(first_rankings, second_rankings, strict=True)
     ]
     return float(np.mean(shares))

@@ -82,13 +82,13 @@ def verify(path: str, options: VerifyOptions, embedding_column: str | None = Non
     ConfigurationError where the model isn't there.
     """
     checks = list(_check_digests(path))
-    whole = all(check.good for check in checks)
+    is_good = all(check.good for check in checks)
     try:
         file = open_ours(path, embedding_column)
         checks.append(_check_vectors(file))
         checks += _check_texts(file, options)
     except Exception as error:  # of damaged bytes libraries say all kinds of things
-        if whole and not isinstance(error, DataError):
+        if is_good and not isinstance(error, DataError):
             raise
         message = (
             error.message
@@ -104,18 +104,18 @@ def _check_digests(path: str) -> Iterator[Check]:
     those it lists.
     """
     files = part_files(path)
-    whole = {file: _is_whole(file) for file in files}
+    sound = {file: _is_whole(file) for file in files}
     if Path(path).is_dir():
         manifest_path = str(Path(path) / manifest.NAME)
-        whole[manifest_path] = manifest.is_whole(Path(path))
-        if whole[manifest_path]:
+        sound[manifest_path] = manifest.is_whole(Path(path))
+        if sound[manifest_path]:
             listed = {part.file for part in manifest.read(Path(path)).parts}
             differing = sorted(listed ^ {Path(file).name for file in files})
             if differing:
                 names = ", ".join(differing[:_ROWS_NAMED])
                 yield Check("parts", False, f"not those that {manifest_path} lists: {names}")
-    changed = [file for file, is_whole in whole.items() if is_whole is False]
-    without = [file for file, is_whole in whole.items() if is_whole is None]
+    changed = [file for file, is_whole in sound.items() if is_whole is False]
+    without = [file for file, is_whole in sound.items() if is_whole is None]
     if changed:
         yield Check(
             "seal",
@@ -126,7 +126,7 @@ def _check_digests(path: str) -> Iterator[Check]:
         names = ", ".join(without[:_ROWS_NAMED])
         yield Check("seal", False, f"no seal: rewritten by another program, or damaged: {names}")
     else:
-        yield Check("seal", True, f"every byte is as it was written ({_count(len(whole), 'file')})")
+        yield Check("seal", True, f"every byte is as it was written ({_count(len(sound), 'file')})")
 
 
 def _is_whole(file: str) -> bool | None:
@@ -214,12 +214,12 @@ def _check_own_texts(
         fields = {name: values[name] for name in columns[1:]}
         if block.hashes is None:
             raise DataError(f"{file.path}: no column of hashes beside {file.names.vector!r}")
-        right = _rendered_hashes(template, texts, fields) == block.hashes
-        wrong += (block.first + np.flatnonzero(~right)).tolist()
+        matches = _rendered_hashes(template, texts, fields) == block.hashes
+        wrong += (block.first + np.flatnonzero(~matches)).tolist()
         start, stop = np.searchsorted(sampled_rows, [block.first, block.first + len(texts)])
         for row in sampled_rows[start:stop].tolist():
             position = row - block.first
-            if right[position]:
+            if matches[position]:
                 sampled.add(row, texts, fields, position)
     if wrong:
         result = f"{_count(len(wrong), 'row')} whose hash is another text's: {_name_rows(wrong)}"
@@ -257,9 +257,12 @@ def _rendered_hashes(
 
 def _check_staleness(stored: Hashes, corpus_hashes: Hashes, corpus: str) -> Iterator[Check]:
     """Check what the corpus has and the file hasn't, and the other way round."""
-    here, there = reuse.hash_prefixes(stored), reuse.hash_prefixes(corpus_hashes)
-    absent = np.flatnonzero(~np.isin(there, here)).tolist()
-    stale = np.flatnonzero(~np.isin(here, there)).tolist()
+    stored_prefixes, corpus_prefixes = (
+        reuse.hash_prefixes(stored),
+        reuse.hash_prefixes(corpus_hashes),
+    )
+    absent = np.flatnonzero(~np.isin(corpus_prefixes, stored_prefixes)).tolist()
+    stale = np.flatnonzero(~np.isin(stored_prefixes, corpus_prefixes)).tolist()
     if not absent and not stale:
         rows = _count(len(corpus_hashes), "row")
         yield Check("corpus", True, f"{rows} of {corpus}, all in the file, and none besides")
@@ -306,8 +309,8 @@ def _check_sample(
 
 def _name_rows(rows: Sequence[int]) -> str:
     """Name some rows by their numbers from 0, as Parquet's readers count them."""
-    more = ", …" if len(rows) > _ROWS_NAMED else ""
-    return f"row {', '.join(map(str, sorted(rows)[:_ROWS_NAMED]))}{more}"
+    suffix = ", …" if len(rows) > _ROWS_NAMED else ""
+    return f"row {', '.join(map(str, sorted(rows)[:_ROWS_NAMED]))}{suffix}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -68,12 +68,14 @@ def _leftovers(path: Path) -> list[Path]:
     """The staging directories of an output, or of all outputs in a folder."""
     from embedcli.store import staging
 
-    own = staging.place_of(path)
-    if own.is_dir() and not own.is_symlink():
-        return [own]
+    staging_path = staging.place_of(path)
+    if staging_path.is_dir() and not staging_path.is_symlink():
+        return [staging_path]
     if path.is_dir():
         return sorted(
-            one for one in path.glob(".*.embedcli") if one.is_dir() and not one.is_symlink()
+            folder
+            for folder in path.glob(".*.embedcli")
+            if folder.is_dir() and not folder.is_symlink()
         )
     if not path.exists() and not path.absolute().parent.is_dir():
         raise InputMissingError(f"{path}: no such folder")

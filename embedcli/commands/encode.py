@@ -289,8 +289,10 @@ def _write_report(path: str, content: dict[str, Any]) -> None:
 
 def _default_output(inputs: list[str], names: list[str], role: str) -> str:
     if len(inputs) > 1 or names != inputs or names == [STDIN]:
-        what = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
-        raise UsageError(f"cannot derive an output name from {what}", "name it: -o vectors.parquet")
+        subject = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
+        raise UsageError(
+            f"cannot derive an output name from {subject}", "name it: -o vectors.parquet"
+        )
     if not re.fullmatch(r"[\w.-]+", role):
         raise UsageError(
             f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet"
@@ -302,16 +304,16 @@ def _default_output(inputs: list[str], names: list[str], role: str) -> str:
     return str(path.with_name(f"{stem}.{role}.parquet"))
 
 
-def _format(path: str, asked: str | None) -> Literal["parquet", "arrow", "jsonl"]:
+def _format(path: str, option: str | None) -> Literal["parquet", "arrow", "jsonl"]:
     if path == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed")
     if path != STDOUT:
-        if asked not in (None, "parquet"):
-            raise UsageError(f"--format {asked} goes with -o -: files are Parquet")
+        if option not in (None, "parquet"):
+            raise UsageError(f"--format {option} goes with -o -: files are Parquet")
         return "parquet"
-    if asked == "parquet":
+    if option == "parquet":
         raise UsageError("Parquet can't be written to a pipe", "-o FILE, or --format arrow")
-    if asked == "jsonl":
+    if option == "jsonl":
         return "jsonl"
     if sys.stdout.isatty():
         raise UsageError(
@@ -321,13 +323,13 @@ def _format(path: str, asked: str | None) -> Literal["parquet", "arrow", "jsonl"
     return "arrow"
 
 
-def _rejects_path(path: str, on_error: OnError, asked: str | None) -> str | None:
+def _rejects_path(path: str, on_error: OnError, option: str | None) -> str | None:
     if on_error == "fail":
-        if asked is not None:
+        if option is not None:
             raise UsageError("--rejects goes with --on-error reject")
         return None
-    if asked is None and path == STDOUT:
+    if option is None and path == STDOUT:
         raise UsageError(
             "with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl"
         )
-    return asked or f"{path.rstrip('/')}.rejects.jsonl"
+    return option or f"{path.rstrip('/')}.rejects.jsonl"

@@ -111,10 +111,12 @@ def evaluate(
             ("--against", against),
         ]
         files.check_distinct(
-            per_query, "--per-query", [(what, path) for what, path in inputs if path is not None]
+            per_query,
+            "--per-query",
+            [(option, path) for option, path in inputs if path is not None],
         )
         results.check_place(per_query)
-    others = (
+    baselines = (
         [evaluation.RunValues.from_file(results.read(against), against)]
         if against is not None
         else []
@@ -135,12 +137,12 @@ def evaluate(
         listener = stack.enter_context(progress.listening(quiet))
         evaluator = evaluation.Evaluator(data, run, folder, listener)
         evaluations = [evaluator.evaluate(setup) for setup in setups]
-    first, *rest = evaluations
+    first, *following = evaluations
     if per_query is not None:
         results.write(per_query, first.per_query())
-    others = [*map(evaluation.RunValues.of, rest), *others]
+    baselines = [*map(evaluation.RunValues.of, following), *baselines]
     differences = [
-        evaluation.compare_runs(evaluation.RunValues.of(first), other) for other in others
+        evaluation.compare_runs(evaluation.RunValues.of(first), baseline) for baseline in baselines
     ]
     if as_json:
         runs = [evaluated.to_json() for evaluated in evaluations]

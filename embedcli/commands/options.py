@@ -11,10 +11,10 @@ from embedcli.errors import UsageError
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
-def option(help: str, *names: str, **more: Any) -> Any:  # noqa: A002 - Typer's own word
+def option(help: str, *names: str, **keywords: Any) -> Any:  # noqa: A002 - Typer's own word
     """An option that an environment variable may set too: EMBEDCLI_ and its name."""
     variable = "EMBEDCLI_" + names[0].partition("/")[0].lstrip("-").upper().replace("-", "_")
-    return typer.Option(*names, help=help, envvar=variable, **more)
+    return typer.Option(*names, help=help, envvar=variable, **keywords)
 
 
 Model = Annotated[
@@ -96,11 +96,11 @@ Quiet = Annotated[
 ]
 
 
-def run_options(device: str, dtype: DType, **more: Any) -> RunOptions:
+def run_options(device: str, dtype: DType, **keywords: Any) -> RunOptions:
     """How to run a model. Raises UsageError where the device is none."""
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
-    return RunOptions(device, dtype, **more)
+    return RunOptions(device, dtype, **keywords)
 
 
 def names(value: str) -> list[str]:

@@ -118,9 +118,13 @@ def _read_texts(
     names = options.names(pairs)
     if len(names) != 2 or label:
         raise UsageError("--pairs takes two columns, and no --label beside: --pairs de,en")
-    left, right = queries.read_pairs(source, *names)
-    labels = [names[0]] * len(left) + [names[1]] * len(right)
-    return Probed(left + right, labels, [(row, len(left) + row) for row in range(len(left))])
+    first_texts, second_texts = queries.read_pairs(source, *names)
+    labels = [names[0]] * len(first_texts) + [names[1]] * len(second_texts)
+    return Probed(
+        first_texts + second_texts,
+        labels,
+        [(row, len(first_texts) + row) for row in range(len(first_texts))],
+    )
 
 
 def _print(probed: "Probed", views: "list[View]") -> None:

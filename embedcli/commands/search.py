@@ -26,7 +26,7 @@ def search(
             "--queries", help="A file of them: JSONL, Parquet, or what encode wrote; - is stdin."
         ),
     ] = None,
-    more: Annotated[
+    further_indexes: Annotated[
         list[str] | None, typer.Option("--also", help="A further file of vectors to search in.")
     ] = None,
     k: Annotated[int, typer.Option("-k", help="How many rows to find for each.", min=1)] = 10,
@@ -75,7 +75,7 @@ def search(
 
     if bool(texts) == (queries is not None):
         raise UsageError("say what to look for: texts, or --queries FILE")
-    indexes = [open_ours(path, embedding_column) for path in (index, *(more or ()))]
+    indexes = [open_ours(path, embedding_column) for path in (index, *(further_indexes or ()))]
     shown = [name for file in indexes for name in file.carried]
     if columns is not None:
         shown = options.names(columns)

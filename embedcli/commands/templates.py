@@ -73,15 +73,15 @@ def show(
     from embedcli.models.spec import read_prompts
 
     family = families.find_family([model or ""], template) or families.by_name(model)
-    files, missing = None, ""
+    files, absence = None, ""
     try:
         files = hub.find(model, revision, fetch=False)
         family = families.find_family(files.names, template) or family
     except ConfigurationError as error:
-        missing = error.message
+        absence = error.message
     prompts = read_prompts(files) if files else {}
     if family is None and not prompts:
-        raise ConfigurationError(f"unknown model {model}", missing)
+        raise ConfigurationError(f"unknown model {model}", absence)
     rows = [("model", files.id if files else str(model))]
     if family is not None:
         rows += [
@@ -97,12 +97,12 @@ def show(
             (f"role {role}", f"{prompt}{{text}}  (the model's own prompts)")
             for role, prompt in prompts.items()
         ]
-    console.table([*rows, *_pipeline(files, family, missing)], to_stdout=True)
+    console.table([*rows, *_pipeline(files, family, absence)], to_stdout=True)
     return EXIT_OK
 
 
 def _pipeline(
-    files: "ModelFiles | None", family: "Family | None", missing: str
+    files: "ModelFiles | None", family: "Family | None", absence: str
 ) -> list[tuple[str, str]]:
     """Return the pipeline's facts with their origin; the family's alone where the model isn't at hand."""
     from embedcli.models.facts import FamilyFacts
@@ -114,19 +114,19 @@ def _pipeline(
         (name, f"{value}  ({origin})") for name, value in asdict(facts).items() if value is not None
     ]
     if files is None:
-        return [*stated, ("files", f"not at hand: {missing}")]
+        return [*stated, ("files", f"not at hand: {absence}")]
     try:
         spec = read_spec(files, facts)
     except ConfigurationError as error:
         return [*stated, ("files", f"{error.message}; {error.hint}")]
-    who = {name: origin if by == "family" else by for name, by in spec.origins.items()}
+    origins = {name: origin if by == "family" else by for name, by in spec.origins.items()}
     truncated = f", truncated to {', '.join(map(str, facts.dims))}" if facts.dims else ""
     return [
         ("pipeline", ", ".join(spec.pipeline)),
-        ("pooling", f"{'+'.join(spec.pooling) or 'hash'}  ({who['pooling']})"),
-        ("max length", f"{spec.max_length} tokens  ({who['max_length']})"),
+        ("pooling", f"{'+'.join(spec.pooling) or 'hash'}  ({origins['pooling']})"),
+        ("max length", f"{spec.max_length} tokens  ({origins['max_length']})"),
         ("dimensions", f"{spec.full_dim}{truncated}"),
-        ("normalized", f"{'yes' if spec.normalize else 'no'}  ({who['normalize']})"),
+        ("normalized", f"{'yes' if spec.normalize else 'no'}  ({origins['normalize']})"),
         ("weights", f"sha256 {spec.weights}" if spec.weights else ""),
         ("files", f"{files.path}  {files.revision}".rstrip() if files.path else ""),
     ]

@@ -124,12 +124,12 @@ class _Bar(_Silent):
                 if len(self._workers) == _SHOWN_WORKERS:
                     continue
                 self._workers[heartbeat.worker] = self._progress.add_task("", total=None, speed="")
-            what = (
+            phrases = (
                 f"{heartbeat.stage} unit {heartbeat.unit}"
                 if heartbeat.unit is not None
                 else heartbeat.stage
             )
-            line = f"  {heartbeat.worker} {heartbeat.device}: {what}"
+            line = f"  {heartbeat.worker} {heartbeat.device}: {phrases}"
             shown = heartbeat.unit is not None
             self._progress.update(
                 self._workers[heartbeat.worker],

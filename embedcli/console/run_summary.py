@@ -43,8 +43,8 @@ def _count_rows(run: "Summary") -> Rows:
         changes = (
             f"{unchanged:,} unchanged, {counts.embedded:,} embedded, {counts.removed:,} removed"
         )
-        kept = "" if run.published else "; the output stays as it is"
-        yield "update", f"{changes}, {counts.rejected:,} rejected{kept}"
+        suffix = "" if run.published else "; the output stays as it is"
+        yield "update", f"{changes}, {counts.rejected:,} rejected{suffix}"
     if counts.resumed:
         yield "resumed", f"{counts.resumed:,} rows were finished by an interrupted run"
     if counts.duplicates:

@@ -65,13 +65,13 @@ class HashEncoder:
         truncated = np.zeros(count, dtype=np.bool_)
         for start in range(0, count, _ROWS_AT_ONCE):
             stop = min(count, start + _ROWS_AT_ONCE)
-            kept = [
+            shortened = [
                 self._cut(*row)
                 for row in zip(*(column[start:stop] for column in prepared), strict=True)
             ]
-            tokens[start:stop] = [words for _, words, _ in kept]
-            truncated[start:stop] = [cut for _, _, cut in kept]
-            vectors[start:stop] = self._vectors([string for string, _, _ in kept])
+            tokens[start:stop] = [words for _, words, _ in shortened]
+            truncated[start:stop] = [cut for _, _, cut in shortened]
+            vectors[start:stop] = self._vectors([string for string, _, _ in shortened])
             on_batch(stop - start, int(tokens[start:stop].sum()))
         return Encoded(vectors, tokens, truncated, padded=int(tokens.sum()))
 
@@ -92,8 +92,8 @@ class HashEncoder:
     def _vectors(self, strings: list[str]) -> np.ndarray:
         size = 2 * self._full_dim
         digests = b"".join(hashlib.shake_128(string.encode()).digest(size) for string in strings)
-        whole = np.frombuffer(digests, dtype="<i2").reshape(len(strings), self._full_dim)
-        vectors = whole[:, : self._dim].astype(np.float32) + np.float32(0.5)  # never all zero
+        components = np.frombuffer(digests, dtype="<i2").reshape(len(strings), self._full_dim)
+        vectors = components[:, : self._dim].astype(np.float32) + np.float32(0.5)  # never all zero
         if self._normalize:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors

@@ -102,11 +102,11 @@ def load_latent_attention(config: Mapping[str, Any], path: Path) -> LatentAttent
 
     Raises ConfigurationError where they are missing or of other shapes.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for file in sorted(path.glob("model*.safetensors")):
         with safetensors.safe_open(file, framework="pt") as weights:
             names = [key for key in weights.keys() if key.startswith(_PREFIX)]  # noqa: SIM118 - not a dict
-            found |= {
+            tensors |= {
                 name.removeprefix(_PREFIX): weights.get_tensor(name).float() for name in names
             }
     try:
@@ -116,7 +116,7 @@ def load_latent_attention(config: Mapping[str, Any], path: Path) -> LatentAttent
             config["num_cross_heads"],
             config["cross_dim_head"],
         )
-        block.load_state_dict(found)
+        block.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(

@@ -139,12 +139,12 @@ def _config(spec: ModelSpec, path: Path) -> Any:
     if facts.native_class is not None and not spec.own_code:
         raw = spec.files.json("config.json")
         raw = raw.get("text_config", raw) if facts.latent_attention else raw
-        kept = {
+        config_keys = {
             key: value
             for key, value in raw.items()
             if key not in ("model_type", "auto_map", "architectures")
         }
-        config = transformers.CONFIG_MAPPING[facts.native_class].from_dict(kept)
+        config = transformers.CONFIG_MAPPING[facts.native_class].from_dict(config_keys)
     else:
         config = transformers.AutoConfig.from_pretrained(
             path, trust_remote_code=spec.own_code, local_files_only=True
@@ -162,21 +162,21 @@ def _model_class(config: Any) -> Any:
 
 def _check_weights(spec: ModelSpec, model: nn.Module, info: dict[str, Any]) -> None:
     """Refuse a class that the weights were not made for: what is missing would be random."""
-    ours = ("latent_attention_model.",) if spec.facts.latent_attention else ()
-    found = {
+    own_prefixes = ("latent_attention_model.",) if spec.facts.latent_attention else ()
+    problems = {
         "lack parts of": [key for key in info["missing_keys"] if not _is_unused(key)],
         "hold more than": [
             key
             for key in info["unexpected_keys"]
-            if not _is_unused(key) and not key.startswith(ours)
+            if not _is_unused(key) and not key.startswith(own_prefixes)
         ],
         "have other shapes than": [str(key) for key in info["mismatched_keys"]],
     }
     native = spec.facts.native
-    for what, keys in found.items():
+    for problem, keys in problems.items():
         if keys:
             raise ConfigurationError(
-                f"{spec.files.id}: its weights {what} {type(model).__name__}: {', '.join(sorted(keys)[:3])}",
+                f"{spec.files.id}: its weights {problem} {type(model).__name__}: {', '.join(sorted(keys)[:3])}",
                 f"the same weights for this class: --model {native}" if native else _MISFIT,
             )
 

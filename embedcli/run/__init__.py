@@ -57,12 +57,12 @@ def encode_corpus(
             _run(job, stage, world, listener, summary, stdout)
         except BaseException as error:
             staging.name_places(error, stage)
-            kept = stage.finished if stage.output is not None else 0
-            if kept and not isinstance(
+            finished = stage.finished if stage.output is not None else 0
+            if finished and not isinstance(
                 error, ConfigurationError
             ):  # a refused recipe doesn't continue by itself
                 error.add_note(
-                    f"finished work is kept (units: {kept}): the same command continues from there"
+                    f"finished work is kept (units: {finished}): the same command continues from there"
                 )
             raise
     return summary

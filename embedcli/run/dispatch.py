@@ -34,14 +34,14 @@ def run_units(
         set(plan.units) - quarantined,
         key=lambda index: (plan.stage.part(index).exists(), index),
     )
-    here = _ThisProcess(plan, world, listener, results)
+    process = _ThisProcess(plan, world, listener, results)
     if world.size > 1:
-        _run_ranks(here, board, units)
+        _run_ranks(process, board, units)
         finished = True
     else:
-        finished = _run_here(here, board, units)
+        finished = _run_here(process, board, units)
     if not finished or quarantined:
-        _run_workers(here, board, units, quarantined)
+        _run_workers(process, board, units, quarantined)
 
 
 class _ThisProcess:
@@ -83,56 +83,67 @@ class _ThisProcess:
         self._model = None
 
 
-def _run_here(here: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> bool:
+def _run_here(process: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> bool:
     """Do units in this process; False once a model is needed on several devices.
 
     So a run with nothing to encode starts no worker and loads no model.
     """
-    plan = here.plan
+    plan = process.plan
 
     def load(state: UnitState) -> encoder.Encoder | None:
         rows = sum(plan.corpus.units[index].rows for index in set(units) - board.done())
-        here.expected_tokens = _expected_tokens(state, rows, plan.job.spec.max_length)
-        return here.load(here.expected_tokens) if len(here.devices) == 1 else None
+        process.expected_tokens = _expected_tokens(state, rows, plan.job.spec.max_length)
+        return process.load(process.expected_tokens) if len(process.devices) == 1 else None
 
-    with watchdog(board, plan.job.run.watchdog, here.listener.warn):
+    with watchdog(board, plan.job.run.watchdog, process.listener.warn):
         return run_pipeline(
-            here.steps, board, units, load, here.results.observe, here.results.send_ready
+            process.steps, board, units, load, process.results.observe, process.results.send_ready
         )
 
 
-def _run_ranks(here: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> None:
+def _run_ranks(process: _ThisProcess, board: ClaimBoard, units: Sequence[int]) -> None:
     """Do units as rank 0 of a launcher's processes, and wait until the other ranks' are done."""
-    world_size = here.plan.workers
-    plan_file.save(here.plan, here.steps.lookup, units)
-    here.results.summary.workers = world_size
-    here.results.summary.launched = True
+    world_size = process.plan.workers
+    plan_file.save(process.plan, process.steps.lookup, units)
+    process.results.summary.workers = world_size
+    process.results.summary.launched = True
 
     def load(state: UnitState) -> encoder.Encoder:
-        return here.load(0)  # the ranks could not agree on more before they have read something
+        return process.load(0)  # the ranks could not agree on more before they have read something
 
-    limit = here.plan.job.run.watchdog
-    with watchdog(board, limit, here.listener.warn):
-        run_pipeline(here.steps, board, units, load, here.results.observe, here.results.show)
-    while _wait_for_others(units, board, limit, here.listener, here.results):
-        run_pipeline(here.steps, board, units, load, here.results.observe, here.results.show)
+    limit = process.plan.job.run.watchdog
+    with watchdog(board, limit, process.listener.warn):
+        run_pipeline(
+            process.steps, board, units, load, process.results.observe, process.results.show
+        )
+    while _wait_for_others(units, board, limit, process.listener, process.results):
+        run_pipeline(
+            process.steps, board, units, load, process.results.observe, process.results.show
+        )
 
 
 def _run_workers(
-    here: _ThisProcess, board: ClaimBoard, units: Sequence[int], quarantined: set[int]
+    process: _ThisProcess, board: ClaimBoard, units: Sequence[int], quarantined: set[int]
 ) -> None:
     """Have the rest done by worker processes on this machine, no more of them than there are units."""
-    here.unload()
-    remaining = len(here.plan.units) - len(board.done())
-    devices = here.devices[: max(1, remaining)]
-    run = replace(here.plan.job.run, expected_tokens=here.expected_tokens)
-    plan = replace(here.plan, job=replace(here.plan.job, run=run), workers=len(devices))
+    process.unload()
+    remaining = len(process.plan.units) - len(board.done())
+    devices = process.devices[: max(1, remaining)]
+    run = replace(process.plan.job.run, expected_tokens=process.expected_tokens)
+    plan = replace(process.plan, job=replace(process.plan.job, run=run), workers=len(devices))
     workers = supervisor.WorkerSupervisor(
-        plan, here.steps, board, units, devices, here.listener, here.results.show, quarantined
+        plan,
+        process.steps,
+        board,
+        units,
+        devices,
+        process.listener,
+        process.results.show,
+        quarantined,
     )
     workers.run()
-    here.results.summary.workers = len(devices)
-    here.results.summary.restarts = workers.restarts
+    process.results.summary.workers = len(devices)
+    process.results.summary.restarts = workers.restarts
 
 
 def help_rank_zero(job: Job, world: launch.World) -> None:

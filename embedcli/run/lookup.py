@@ -113,8 +113,10 @@ class Lookup:
     def _is_whole(self, group: RowGroup, state: UnitState) -> bool:
         """Tell whether a part in staging holds the unit, with every page sound."""
         try:
-            same = self._cache.holds(group, state.records.table, self._plan.schema, state.hashes)
-            return same and len(self._cache.embedding_columns(group).tokens) == group.rows
+            holds_same = self._cache.holds(
+                group, state.records.table, self._plan.schema, state.hashes
+            )
+            return holds_same and len(self._cache.embedding_columns(group).tokens) == group.rows
         except DataError:
             return False
 

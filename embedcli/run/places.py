@@ -20,17 +20,19 @@ def check_places(output: OutputOptions, inputs: Sequence[str], report: str | Non
     None of them may be an input, another of them, a file inside the output, or a file that embedcli
     did not write. Raises OutputError, AccessError.
     """
-    taken = [("one of the inputs", "/dev/stdin" if name == STDIN else name) for name in inputs]
+    taken_paths = [
+        ("one of the inputs", "/dev/stdin" if name == STDIN else name) for name in inputs
+    ]
     if output.path != STDOUT:
-        _check_output(output, [name for _, name in taken])
-    taken.append(("the output, too", output.path))
+        _check_output(output, [name for _, name in taken_paths])
+    taken_paths.append(("the output, too", output.path))
     if output.rejects is not None:
-        _check_beside(output.rejects, "--rejects", output, taken)
+        _check_beside(output.rejects, "--rejects", output, taken_paths)
         ownership.check_replaceable(output.rejects, "--rejects", ownership.are_rejects)
         if not files.is_stream(output.rejects):  # messages of several kinds may share a terminal
-            taken.append(("that of the rejects, too", output.rejects))
+            taken_paths.append(("that of the rejects, too", output.rejects))
     if report is not None:
-        _check_beside(report, "--report", output, taken)
+        _check_beside(report, "--report", output, taken_paths)
         ownership.check_replaceable(report, "--report", ownership.is_report)
 
 
@@ -74,10 +76,10 @@ def _check_output(options: OutputOptions, inputs: Sequence[str]) -> None:
 
 
 def _check_beside(
-    path: str, option: str, output: OutputOptions, taken: Sequence[tuple[str, str]]
+    path: str, option: str, output: OutputOptions, taken_paths: Sequence[tuple[str, str]]
 ) -> None:
     """Refuse a file that is taken, or that publishing the output would remove."""
-    files.check_distinct(path, option, taken)
+    files.check_distinct(path, option, taken_paths)
     if output.path == STDOUT:
         return
     for folder in (output.path, str(staging.place_of(Path(output.path)))):

@@ -164,9 +164,9 @@ def _compare_with_output(
     if not differences:
         return job, made if job.run.update else None
     if not job.run.overwrite:
-        what = "can't be updated" if job.run.update else "would be replaced"
+        verdict = "can't be updated" if job.run.update else "would be replaced"
         raise _mismatch(
-            f"{path}: {what}",
+            f"{path}: {verdict}",
             path.name,
             differences,
             "--overwrite embeds everything anew and replaces it",
@@ -176,9 +176,9 @@ def _compare_with_output(
     return _without_update(job), None
 
 
-def _mismatch(what: str, where: str, differences: Differences, hint: str) -> ConfigurationError:
+def _mismatch(subject: str, where: str, differences: Differences, hint: str) -> ConfigurationError:
     return ConfigurationError(
-        f"{what}: recipe mismatch: {describe_differences(differences, where)}", hint
+        f"{subject}: recipe mismatch: {describe_differences(differences, where)}", hint
     )
 
 

@@ -153,8 +153,8 @@ class RunResults:
         """Tell whether the output is what this run would write, but for the versions of libraries."""
         if not updates_output(self.plan.job):
             return False
-        kept = [result.previous for result in results if result.rows]
-        if kept != list(range(len(self.plan.previous))):
+        previous_groups = [result.previous for result in results if result.rows]
+        if previous_groups != list(range(len(self.plan.previous))):
             return False
         stored = VectorFile(self.plan.job.output.path).provenance
         return stored is not None and stored.counts == provenance.counts
@@ -181,13 +181,13 @@ class RunResults:
         """Count the rows of the output as it was whose text no row has any more."""
         cache = RowGroupCache()
         before = [reuse.hash_prefixes(cache.hashes(group)) for group in self.plan.previous]
-        now = (reuse.hash_prefixes(cache.hashes(group)) for group in groups)
-        return reuse.count_removed(np.sort(np.concatenate(before)), now)
+        new_prefixes = (reuse.hash_prefixes(cache.hashes(group)) for group in groups)
+        return reuse.count_removed(np.sort(np.concatenate(before)), new_prefixes)
 
 
 def _all_rejected(rejects: Sequence[Reject]) -> DataError:
-    first = rejects[0].as_error().message
+    first_reason = rejects[0].as_error().message
     return DataError(
-        f"all {len(rejects):,} rows were rejected: nothing was changed; the first: {first}",
+        f"all {len(rejects):,} rows were rejected: nothing was changed; the first: {first_reason}",
         "--allow-empty accepts it",
     )

@@ -5,6 +5,7 @@ are looked for.
 """
 
 import contextlib
+import itertools
 import os
 import signal
 import subprocess
@@ -189,13 +190,13 @@ class WorkerSupervisor:
         self.listener.warn(self._describe_death(worker, code, held))
 
     def _describe_death(self, worker: _Worker, code: int, held: Sequence[int]) -> str:
-        what = [f"{worker.name} {self._describe_exit(worker, code)}"]
-        what.append("giving it up" if worker.given_up else "restarting it")
+        phrases = [f"{worker.name} {self._describe_exit(worker, code)}"]
+        phrases.append("giving it up" if worker.given_up else "restarting it")
         if held:
-            done = "quarantined" if held[0] in self.quarantined else "tried again"
-            what.append(f"unit {held[0]} is {done}")
+            fate = "quarantined" if held[0] in self.quarantined else "tried again"
+            phrases.append(f"unit {held[0]} is {fate}")
         output = self._last_output(worker)
-        return "; ".join(what) + (f". {output}" if output else "")
+        return "; ".join(phrases) + (f". {output}" if output else "")
 
     def _describe_exit(self, worker: _Worker, code: int) -> str:
         if worker.stalled:
@@ -231,7 +232,8 @@ class WorkerSupervisor:
         start, stop = 0, len(missing)
         while True:
             size = max(1, -(-(stop - start) // _SLICES))  # rounded up
-            slices = [[first, min(first + size, stop)] for first in range(start, stop, size)]
+            edges = [*range(start, stop, size), stop]
+            slices = [list(slice_edges) for slice_edges in itertools.pairwise(edges)]
             if self._try(worker, index, bad_texts, slices) is None:
                 return None
             heartbeat = self._heartbeat(worker)

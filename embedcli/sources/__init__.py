@@ -28,7 +28,7 @@ def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
     for file in files:
         if file.format != files[0].format:
             titles = [
-                f"{other.name} is {FORMATS[other.format].title}" for other in (files[0], file)
+                f"{mixed.name} is {FORMATS[mixed.format].title}" for mixed in (files[0], file)
             ]
             raise DataError(" and ".join(titles), "give inputs of one format in one run")
     total = sum(Path(file.path).stat().st_size for file in files)

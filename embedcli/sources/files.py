@@ -40,9 +40,9 @@ def find(paths: Sequence[str]) -> list[str]:
 
     Raises InputMissingError where a name matches nothing, DataError where a file is named twice.
     """
-    found = [name for path in paths for name in _expand(path)]
+    names = [name for path in paths for name in _expand(path)]
     seen: dict[object, str] = {}
-    for name in found:
+    for name in names:
         key: object = STDIN
         if name != STDIN:
             status = os.stat(name)
@@ -50,7 +50,7 @@ def find(paths: Sequence[str]) -> list[str]:
         if key in seen:
             raise DataError(f"{seen[key]} and {name} are the same file", "name each input once")
         seen[key] = name
-    return found
+    return names
 
 
 def _expand(path: str) -> list[str]:

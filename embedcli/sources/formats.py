@@ -73,10 +73,10 @@ def suffixes() -> tuple[str, ...]:
     """Return the suffixes of input files that are looked for in folders, with those of compressed
     ones.
     """
-    found: list[str] = []
+    patterns: list[str] = []
     for row in FORMATS.values():
-        found += _with_compressions(row, row.suffixes)
-    return tuple(found)
+        patterns += _with_compressions(row, row.suffixes)
+    return tuple(patterns)
 
 
 def without_suffix(name: str) -> str:

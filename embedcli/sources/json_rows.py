@@ -74,14 +74,16 @@ def parse(line: Line, limit: int) -> Row:
     try:
         value = _DECODER.decode(content.decode())
     except UnicodeDecodeError as error:
-        at = line.offset + len(line.content) - len(content) + error.start
+        position = line.offset + len(line.content) - len(content) + error.start
         raise BadRowError(
-            "not-utf8", f"byte {content[error.start]:#04x} at offset {at} is not UTF-8"
+            "not-utf8", f"byte {content[error.start]:#04x} at offset {position} is not UTF-8"
         ) from None
     except json.JSONDecodeError as error:
-        at = line.offset + len(line.content) - len(content) + len(error.doc[: error.pos].encode())
+        position = (
+            line.offset + len(line.content) - len(content) + len(error.doc[: error.pos].encode())
+        )
         raise BadRowError(
-            "not-json", f"not valid JSON: {error.msg.removesuffix(' at')} at byte offset {at}"
+            "not-json", f"not valid JSON: {error.msg.removesuffix(' at')} at byte offset {position}"
         ) from None
     except RecursionError:
         raise _too_deep() from None

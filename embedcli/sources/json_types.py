@@ -106,12 +106,15 @@ def join(left: Kind, right: Kind) -> Kind:
     if isinstance(left, ListOf) and isinstance(right, ListOf):
         return ListOf(join(left.item, right.item))
     if isinstance(left, StructOf) and isinstance(right, StructOf):
-        ours, theirs = dict(left.members), dict(right.members)
-        names = dict.fromkeys([*ours, *theirs])
+        left_members, right_members = dict(left.members), dict(right.members)
+        names = dict.fromkeys([*left_members, *right_members])
         if len(names) > _MAX_FIELDS:
             return JSON
         return StructOf(
-            tuple((name, join(ours.get(name, NULL), theirs.get(name, NULL))) for name in names)
+            tuple(
+                (name, join(left_members.get(name, NULL), right_members.get(name, NULL)))
+                for name in names
+            )
         )
     if isinstance(left, str) and isinstance(right, str):
         return _JOINED.get(frozenset({left, right}), JSON)
@@ -154,12 +157,12 @@ def schema_of(kinds: Mapping[str, Kind]) -> tuple[pa.Schema, frozenset[str], tup
     return schema, as_json, tuple(notes)
 
 
-def _holds(kind: Kind, wanted: str) -> bool:
+def _holds(kind: Kind, type_name: str) -> bool:
     if isinstance(kind, ListOf):
-        return _holds(kind.item, wanted)
+        return _holds(kind.item, type_name)
     if isinstance(kind, StructOf):
-        return any(_holds(member, wanted) for _, member in kind.members)
-    return kind == wanted
+        return any(_holds(member, type_name) for _, member in kind.members)
+    return kind == type_name
 
 
 def to_arrow(values: Sequence[Any], arrow: pa.DataType, as_json: bool) -> pa.Array:

@@ -43,10 +43,10 @@ def _lines(
         digest = b""
         if size > limit and not ends:
             hashing, content = hashlib.blake2b(content, digest_size=16), None
-            while rest := stream.readline(_at_most(2**20, offset + size, stop)):
-                size += len(rest)
-                hashing.update(rest)
-                if rest.endswith(b"\n"):
+            while chunk := stream.readline(_at_most(2**20, offset + size, stop)):
+                size += len(chunk)
+                hashing.update(chunk)
+                if chunk.endswith(b"\n"):
                     break
             digest = hashing.digest()
         yield Line(number, offset, offset + size, content, digest)
@@ -202,10 +202,10 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
 
 def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, columns.Kind]:
     names = dict.fromkeys(name for row in rows for name in row)
-    wanted = (
+    shown_columns = (
         names if options.columns is None else [name for name in options.columns if name in names]
     )
-    return {name: columns.kind_of([row.get(name) for row in rows]) for name in wanted}
+    return {name: columns.kind_of([row.get(name) for row in rows]) for name in shown_columns}
 
 
 def _seen(rows: Sequence[Row], name: str) -> bool:

@@ -18,8 +18,8 @@ def unit_bytes(total: int) -> int:
     input keeps its cuts.
     """
     shared = max(total // _PARTS, min(total // _FEW_PARTS, _SMALL_UNIT_BYTES))
-    wanted = max(MIN_UNIT_BYTES, min(MAX_UNIT_BYTES, shared))
-    return 1 << (wanted.bit_length() - 1)
+    size = max(MIN_UNIT_BYTES, min(MAX_UNIT_BYTES, shared))
+    return 1 << (size.bit_length() - 1)
 
 
 def row_ranges(sizes: Iterable[tuple[int, float]], unit_bytes: int) -> Iterator[tuple[int, int]]:
@@ -32,10 +32,10 @@ def row_ranges(sizes: Iterable[tuple[int, float]], unit_bytes: int) -> Iterator[
             space = (
                 max(1, int((unit_bytes - filled) / bytes_per_row)) if bytes_per_row else remaining
             )
-            taken = min(remaining, space, start + MAX_UNIT_ROWS - row)
-            row += taken
-            remaining -= taken
-            filled += taken * bytes_per_row
+            count = min(remaining, space, start + MAX_UNIT_ROWS - row)
+            row += count
+            remaining -= count
+            filled += count * bytes_per_row
             if filled + bytes_per_row > unit_bytes or row - start == MAX_UNIT_ROWS:
                 yield start, row
                 start, filled = row, 0.0

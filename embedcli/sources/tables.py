@@ -53,7 +53,7 @@ def _find_type(file: InputFile, schema: pa.Schema, name: str, option: str) -> pa
 
 
 def _no_column(file: InputFile, schema: pa.Schema, name: str, option: str) -> DataError:
-    close = [other for other in schema.names if other.lower() == name.lower()]
+    close = [candidate for candidate in schema.names if candidate.lower() == name.lower()]
     hint = (
         f"did you mean {close[0]!r}?"
         if close
@@ -91,13 +91,13 @@ def check_same_schema(
         return
     expected = {field.name: f"{field.name}: {field.type}" for field in first_schema}
     actual = {field.name: f"{field.name}: {field.type}" for field in schema}
-    what = "the order of columns"
+    difference = "the order of columns"
     for name in dict.fromkeys([*expected, *actual]):
         if expected.get(name) != actual.get(name):
-            what = f"{expected.get(name, 'absent')!r} against {actual.get(name, 'absent')!r}"
+            difference = f"{expected.get(name, 'absent')!r} against {actual.get(name, 'absent')!r}"
             break
     raise DataError(
-        f"{first.name} and {file.name} differ in their schema: {what}",
+        f"{first.name} and {file.name} differ in their schema: {difference}",
         "carry fewer columns: --columns id",
     )
 

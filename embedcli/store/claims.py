@@ -49,10 +49,10 @@ class StallDetector:
         """Has the number of moves been this one for more than `limit` seconds? Never, where the
         limit is 0.
         """
-        now = time.monotonic()
+        clock = time.monotonic()
         if moves != self._moves:
-            self._moves, self._since = moves, now
-        return 0 < limit < now - self._since
+            self._moves, self._since = moves, clock
+        return 0 < limit < clock - self._since
 
 
 @dataclass
@@ -141,8 +141,8 @@ class ClaimBoard:
 
     def result(self, index: int) -> dict[str, Any]:
         """What became of a finished unit."""
-        found: dict[str, Any] = json.loads((self.stage.run / "done" / f"{index:06d}").read_bytes())
-        return found
+        result: dict[str, Any] = json.loads((self.stage.run / "done" / f"{index:06d}").read_bytes())
+        return result
 
     def fail(self, failure: dict[str, Any]) -> None:
         """Say why this worker can't go on."""
@@ -150,10 +150,10 @@ class ClaimBoard:
 
     def failures(self) -> list[dict[str, Any]]:
         """Why workers can't go on."""
-        found = sorted(
+        paths = sorted(
             path for path in (self.stage.run / "failed").iterdir() if path.suffix != ".tmp"
         )
-        return [json.loads(path.read_bytes()) for path in found]
+        return [json.loads(path.read_bytes()) for path in paths]
 
     @property
     def moves(self) -> int:
@@ -184,12 +184,12 @@ class ClaimBoard:
 
     def heartbeats(self) -> list[Heartbeat]:
         """What all workers say of themselves."""
-        found = []
+        heartbeats = []
         for path in sorted((self.stage.run / "beats").iterdir()):
             if path.suffix != ".tmp":
                 with contextlib.suppress(FileNotFoundError):
-                    found.append(Heartbeat(**json.loads(path.read_bytes())))
-        return found
+                    heartbeats.append(Heartbeat(**json.loads(path.read_bytes())))
+        return heartbeats
 
     def _claim(self, index: int) -> Path:
         return self.stage.run / "claims" / f"{index:06d}"

@@ -32,10 +32,10 @@ def mask(table: pa.Table, where: str, known: Sequence[str]) -> npt.NDArray[np.bo
     connection = duckdb.connect(config={"enable_external_access": "false", "threads": "1"})
     try:
         connection.register("rows", table)
-        found = connection.execute(
+        matches = connection.execute(
             f"SELECT coalesce(CAST(({where}) AS BOOLEAN), false) AS holds FROM rows"
         )
-        holds = found.fetchnumpy()["holds"]
+        holds = matches.fetchnumpy()["holds"]
     except duckdb.Error as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"--where {where!r}: {reason}", f"columns: {', '.join(known)}") from None

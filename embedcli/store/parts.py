@@ -206,11 +206,11 @@ def _encodings(schema: pa.Schema, embeddings: list[ColumnNames]) -> dict[str, An
             split.append(numbers)
         else:
             compression[numbers] = "none"
-    ours = {name for names in embeddings for name in names}
+    own_columns = {name for names in embeddings for name in names}
     return {
         "compression": compression,
         "use_byte_stream_split": split,
-        "use_dictionary": [name for name in schema.names if name not in ours],
+        "use_dictionary": [name for name in schema.names if name not in own_columns],
         "write_page_checksum": True,
         "write_page_index": True,
     }

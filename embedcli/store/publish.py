@@ -70,21 +70,21 @@ def publish_directory(
     files.sync(stage.output.parent)
 
 
-def _exchange(path: Path, other: Path) -> None:
+def _exchange(path: Path, second_path: Path) -> None:
     """Swap two directories in one step (Linux, renameat2)."""
     library = ctypes.CDLL(None, use_errno=True)
     failed = library.renameat2(
-        _AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+        _AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(second_path), _RENAME_EXCHANGE
     )
     if not failed:
         return
     number = ctypes.get_errno()
     if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         raise OutputError(
-            f"{other}: this file system can't exchange directories",
-            f"remove {other}, and run the same command again",
+            f"{second_path}: this file system can't exchange directories",
+            f"remove {second_path}, and run the same command again",
         )
-    raise OSError(number, os.strerror(number), str(other))
+    raise OSError(number, os.strerror(number), str(second_path))
 
 
 def keep_part(source: Path, target: Path) -> None:

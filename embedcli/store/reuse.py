@@ -95,8 +95,8 @@ class VectorIndex:
             rows = np.flatnonzero(numbers == number)
             stored_rows = positions[rows] - self._starts[number]
             # The prefix may be another text's: the whole hash decides.
-            same = stored.hashes[stored_rows] == hashes[rows]
-            rows, stored_rows = rows[same], stored_rows[same]
+            is_same = stored.hashes[stored_rows] == hashes[rows]
+            rows, stored_rows = rows[is_same], stored_rows[is_same]
             columns.vectors[rows] = stored.vectors[stored_rows]
             columns.tokens[rows] = stored.tokens[stored_rows]
             columns.truncated[rows] = stored.truncated[stored_rows]
@@ -112,7 +112,7 @@ class VectorIndex:
         return np.where(self._keys[nearest] == keys, self._positions[nearest], -1)
 
 
-def count_removed(before: Prefixes, now: Iterable[Prefixes]) -> int:
+def count_removed(before: Prefixes, after: Iterable[Prefixes]) -> int:
     """Count the keys `before` that have no partner among the keys `now`.
 
     Each key is the partner of one.
@@ -120,7 +120,7 @@ def count_removed(before: Prefixes, now: Iterable[Prefixes]) -> int:
     keys, unmatched = np.unique(before, return_counts=True)
     if not len(keys):
         return 0
-    for prefixes in now:
+    for prefixes in after:
         present, counts = np.unique(prefixes, return_counts=True)
         position = np.minimum(np.searchsorted(keys, present), len(keys) - 1)
         hit = keys[position] == present

@@ -232,9 +232,9 @@ def path_of(handle: int) -> Path:
 
 
 def _prepare(stage: Staging, fresh: bool) -> None:
-    kept = (MARKER,) if fresh else (MARKER, "signature", *_KEPT)
+    kept_names = (MARKER,) if fresh else (MARKER, "signature", *_KEPT)
     for name in os.listdir(stage.path):
-        if name not in kept:  # what a run that was killed left
+        if name not in kept_names:  # what a run that was killed left
             _remove(stage.path / name)
     for name in _KEPT:
         if (stage.path / name).is_symlink():  # whatever it leads to is not ours
@@ -300,15 +300,15 @@ def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -
     may differ.
     """
     try:
-        made = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     except PermissionError:
         if os.fstat(descriptor).st_uid == os.geteuid():
             raise AccessError(
                 f"{name}: can't be written", "remove it, or choose another name with -o"
             ) from None
         raise _foreign(name) from None
-    status, probed = os.fstat(descriptor), os.fstat(made)
-    os.close(made)
+    status, probed = os.fstat(descriptor), os.fstat(descriptor)
+    os.close(descriptor)
     is_foreign = probed.st_uid != status.st_uid
     # Some file systems know no modes: there a file made for its owner alone is open to others, too.
     has_modes = not probed.st_mode & (stat.S_IRWXG | stat.S_IRWXO)

@@ -78,8 +78,8 @@ class VectorFile:
                 raise DataError(f"{path}: the folder holds no part files")
             self.provenance = listed.provenance
             self.rows = listed.rows
-            with _open(self.files[0]) as first:
-                self.schema = first.schema_arrow.remove_metadata()
+            with _open(self.files[0]) as part:
+                self.schema = part.schema_arrow.remove_metadata()
         else:
             self.files = [Path(path)]
             with _open(Path(path)) as file:
@@ -149,9 +149,9 @@ class VectorFile:
 
         Raises DataError where a page is damaged.
         """
-        ours = [name for name in self.names if name in self.schema.names]
+        own_columns = [name for name in self.names if name in self.schema.names]
         first = 0
-        for table in self._batches([*ours, *columns]):
+        for table in self._batches([*own_columns, *columns]):
             yield self._block(table, first, columns)
             first += len(table)
 
@@ -180,20 +180,20 @@ class VectorFile:
 
     def take(self, rows: Sequence[int], columns: Sequence[str]) -> Mapping[int, dict[str, Any]]:
         """Return the values of some rows by their number. Raises DataError where a page is damaged."""
-        asked = np.unique(np.asarray(rows, np.int64))
+        numbers = np.unique(np.asarray(rows, np.int64))
         values: dict[int, dict[str, Any]] = {}
         first = 0
         for path in self.files:
             with _open(path) as file:
                 for group in range(file.metadata.num_row_groups):
                     size = file.metadata.row_group(group).num_rows
-                    here = asked[(asked >= first) & (asked < first + size)]
-                    if len(here):
+                    in_block = numbers[(numbers >= first) & (numbers < first + size)]
+                    if len(in_block):
                         table = parts.read_row_group(file, path, group, list(columns)).take(
-                            here - first
+                            in_block - first
                         )
-                        records = table.to_pylist() if columns else [{} for _ in here]
-                        values.update(zip(here.tolist(), records, strict=True))
+                        records = table.to_pylist() if columns else [{} for _ in in_block]
+                        values.update(zip(in_block.tolist(), records, strict=True))
                     first += size
         return values
 
@@ -223,17 +223,17 @@ class VectorFile:
 
         Reads the file through.
         """
-        asked = np.asarray(rows, np.int64)
-        vectors = np.zeros((len(asked), self.dim), np.float32)
-        order = np.argsort(asked)
+        numbers = np.asarray(rows, np.int64)
+        vectors = np.zeros((len(numbers), self.dim), np.float32)
+        order = np.argsort(numbers)
         for block in self.blocks():
             start, stop = np.searchsorted(
-                asked[order], [block.first, block.first + len(block.table)]
+                numbers[order], [block.first, block.first + len(block.table)]
             )
             chosen = order[start:stop]
-            position = np.searchsorted(block.rows, asked[chosen])
+            position = np.searchsorted(block.rows, numbers[chosen])
             present = position < len(block.rows)
-            present[present] = block.rows[position[present]] == asked[chosen[present]]
+            present[present] = block.rows[position[present]] == numbers[chosen[present]]
             vectors[chosen[present]] = block.vectors[position[present]]
         return vectors
 
@@ -246,25 +246,25 @@ class VectorFile:
             [block.rows for block in blocks]
         )
 
-    def _vector_column(self, asked: str | None) -> str:
+    def _vector_column(self, requested: str | None) -> str:
         """Choose the vector column: the one asked for, one of ours, the one named `embedding`, the
         first.
         """
         vectors = [field.name for field in self.schema if is_vector(field.type)]
-        if asked is not None:
-            vectors = [name for name in vectors if name == asked]
+        if requested is not None:
+            vectors = [name for name in vectors if name == requested]
         if not vectors:
-            what = f"{asked!r}" if asked else "fixed-size lists of floats"
+            description = f"{requested!r}" if requested else "fixed-size lists of floats"
             raise DataError(
-                f"{self.path}: no column of vectors: {what}",
+                f"{self.path}: no column of vectors: {description}",
                 f"its columns: {', '.join(self.schema.names)}",
             )
-        ours = [
+        candidates = [
             name
             for name in vectors
             if self.provenance is not None and name in self.provenance.columns
         ]
-        candidates = ours or vectors
+        candidates = candidates or vectors
         return "embedding" if "embedding" in candidates else candidates[0]
 
 
