@@ -12,7 +12,7 @@ import typer
 
 import embedcli
 from embedcli import console, signals
-from embedcli.commands import VERBS, Verb
+from embedcli.commands import VERBS, Verb, help  # noqa: A004 - what --help shows
 from embedcli.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERNAL,
@@ -25,6 +25,8 @@ EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad d
 70 internal error; 73 output can't be created; 74 I/O error or disk full; 75 another run holds the output;
 77 permission denied; 78 model or template unusable; 128+N ended by signal N."""
 
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": help.WIDTH}
+
 app = typer.Typer(
     name="embedcli",
     help="Text columns into normalized vectors, with the template that the model was trained with.",
@@ -33,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_SETTINGS,
 )
 _debug = False
 
@@ -56,7 +58,7 @@ def _options(
 
 
 def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
-    """The verb with its errors turned into messages and exit codes."""
+    """Wrap a verb so that its errors become messages and exit codes."""
 
     @functools.wraps(verb)
     def run(*args: object, **options: object) -> NoReturn:
@@ -102,7 +104,7 @@ def _say(error: BaseException) -> int:
 
 def _add(parent: typer.Typer, name: str, verb: Verb | Mapping[str, Verb]) -> None:
     if callable(verb):
-        parent.command(name)(_guarded(verb))
+        parent.command(name, cls=help.GroupedCommand, context_settings=_SETTINGS)(_guarded(verb))
         return
     group = typer.Typer(
         help=f"{name.capitalize()}: {', '.join(verb)}.", no_args_is_help=True, rich_markup_mode=None
@@ -117,5 +119,5 @@ for _name, _verb in VERBS.items():
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app(prog_name="embedcli")

@@ -41,7 +41,7 @@ class RunOptions:
 
     @classmethod
     def reference(cls, device: str) -> "RunOptions":
-        """The plainest path, by which others are judged: one text at a time, in float32, padded,
+        """Return the plainest path, by which others are judged: one text at a time, in float32, padded,
         not compiled.
         """
         return cls(device=device, dtype="float32", batch_tokens=1, compile="off", plain=True)

@@ -15,7 +15,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from embedcli.config import RunOptions
 from embedcli.errors import ConfigurationError, DeviceError, UsageError
@@ -69,7 +68,7 @@ def join(options: RunOptions) -> World:
 
 
 def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
-    """The device of each process that should work here.
+    """List the device of each process that should work here.
 
     Imports torch where a CUDA device may be meant.
     """
@@ -92,7 +91,12 @@ def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
 
 
 def start(
-    errand: dict[str, Any], handle: int, device: str, processes: int, log: Path, needs_torch: bool
+    errand: dict[str, object],
+    handle: int,
+    device: str,
+    processes: int,
+    log: Path,
+    needs_torch: bool,
 ) -> "subprocess.Popen[bytes]":
     """Start a worker, one of `processes` on this machine; what it prints goes to `log`.
 
@@ -161,7 +165,7 @@ def _accelerated(device: str, threads: int) -> tuple[list[str], dict[str, str]]:
 
 
 def _visible(number: int) -> str:
-    """The name by which a child sees only this device: an entry of our own CUDA_VISIBLE_DEVICES, if
+    """Return the name by which a child sees only this device: an entry of our own CUDA_VISIBLE_DEVICES, if
     that is set.
     """
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 # Names, not facts: two spaces that differ only here hold the same vectors.
 _NAMES = ("model", "revision")
 
 # Field: (there, here).
-Differences = Mapping[str, tuple[Any, Any]]
+Differences = Mapping[str, tuple[object, object]]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ OWN_PROMPTS = TemplateSource("prompts")
 BY_OPTION = TemplateSource("option")
 
 
-def differing_fields(before: Any, after: Any) -> Differences:
+def differing_fields(before: Space | Recipe, after: Space | Recipe) -> Differences:
     """Return the fields of two values of one type that differ: (there, here)."""
     pairs = {
         field.name: (getattr(before, field.name), getattr(after, field.name))
@@ -111,6 +111,6 @@ def describe_differences(differences: Differences, where: str) -> str:
     )
 
 
-def _digest(value: dict[str, Any]) -> str:
+def _digest(value: dict[str, object]) -> str:
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

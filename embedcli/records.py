@@ -42,7 +42,7 @@ class Reject:
     excerpt: str = ""
 
     def as_error(self) -> DataError:
-        """The same as an exception, for runs that stop at the first bad row."""
+        """Return it as an exception, for runs that stop at the first bad row."""
         more_hint = "--on-error reject sets bad rows aside and goes on"
         where = (
             f"{self.file}:{self.number}"

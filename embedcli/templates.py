@@ -143,7 +143,7 @@ def _join(
 
 
 def _fill(piece: Field, value: object) -> str | RowFault:
-    """A column's value as a template takes it: strings and whole numbers.
+    """Return a column's value as a template takes it: strings and whole numbers.
 
     Nothing, and "", give way to a default.
     """

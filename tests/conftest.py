@@ -1,5 +1,6 @@
 """What every test may lean on: the guard, a way to run the program, tiny models."""
 
+import functools
 import inspect
 import os
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+import typer
 
 # Machines differ in speed, and the same commit should pass or fail the same way everywhere.
 hypothesis.settings.register_profile(
@@ -69,18 +71,24 @@ class Ran:
         return self.out.decode().splitlines()
 
 
+@functools.cache
+def _command() -> typer.core.TyperCommand:
+    """Build the program's command line once: that takes longer than many a run."""
+    from embedcli.cli import app
+
+    return typer.main.get_command(app)
+
+
 @pytest.fixture
 def cli(capfdbinary: pytest.CaptureFixture[bytes]) -> Iterator[Callable[..., Ran]]:
     """Run `embedcli` in this process: fast, and what it writes is read from the file descriptors."""
-    from embedcli.cli import app
-
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.getsignal(number) for number in signals]
 
     def run(*args: object) -> Ran:
         capfdbinary.readouterr()
         try:
-            app([str(arg) for arg in args], prog_name="embedcli")
+            _command()([str(arg) for arg in args], prog_name="embedcli")
             code = 0
         except SystemExit as end:
             code = int(end.code or 0)
@@ -113,7 +121,7 @@ def run_process(*args: object, input: bytes | None = None, **options: Any) -> Ra
     return Ran(process.returncode, out, (err or b"").decode())
 
 
-# What shows that a test starts processes, or loads a model.
+# What shows that a test starts processes, loads a model, or runs the program again and again.
 _SLOW_SOURCES = (
     "run_process(",
     "start(",
@@ -122,7 +130,7 @@ _SLOW_SOURCES = (
     "as_another_user(",
     "--num-processes",
 )
-_SLOW_FIXTURES = {"tiny_bert", "place_with_model", "folders"}
+_SLOW_FIXTURES = {"tiny_bert", "place_with_model", "folders", "outputs", "check", "interrupt"}
 _IMPORTS_TORCH = re.compile(
     r"^(import|from) (torch|transformers|sentence_transformers)", re.MULTILINE
 )

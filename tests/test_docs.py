@@ -39,6 +39,15 @@ def test_the_table_of_families_is_the_registrys_own():
     assert all(float(line.split(" | ")[-3]) >= 0.99999 for line in measured)
 
 
+def test_the_help_of_encode_fits_on_a_screen(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = cli("encode", "--help").lines
+    assert len(lines) < 80
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    groups = ["Input:", "Model and template:", "Output:", "Run:", "Speed:"]
+    assert headings == ["Arguments:", *groups]  # no option is outside of a group
+
+
 def test_every_verb_has_a_line_an_example_and_its_exit_codes():
     for name, verb in reference.verbs().items():
         assert f"Example: embedcli {name}" in verb.__doc__

@@ -43,7 +43,7 @@ class Comparison:
     asked: int
     overlap: float | None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it."""
         return asdict(self)
 

@@ -85,7 +85,7 @@ class Evaluation:
         """Return the mean of each measure and its interval."""
         return {name: metrics.estimate(values) for name, values in self.values.items()}
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it but the single queries."""
         return {
             "name": self.name,
@@ -99,7 +99,7 @@ class Evaluation:
             "measures": {name: asdict(estimate) for name, estimate in self.estimates().items()},
         }
 
-    def per_query(self) -> dict[str, list[Any]]:
+    def per_query(self) -> dict[str, list[object]]:
         """Return a column for each thing known of a query."""
         values = {name: column.tolist() for name, column in self.values.items()}
         return {"query_id": self.ids, "query": self.texts, **values, "best": self.best}
@@ -139,7 +139,7 @@ class RunDifference:
     queries: int
     measures: Mapping[str, metrics.Difference]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it."""
         return asdict(self)
 
@@ -162,7 +162,7 @@ def compare_runs(run: RunValues, baseline: RunValues) -> RunDifference:
 
 
 class Evaluator:
-    """Evaluates setups on data: encodes what isn't encoded into `folder`."""
+    """Evaluates setups on data; encodes into `folder` what isn't encoded yet."""
 
     def __init__(
         self, data: Data, run: RunOptions, folder: Path, listener: ProgressListener
@@ -203,11 +203,8 @@ class Evaluator:
             speed=speed,
             ids=names,
             texts=[queries.texts[row] for row in rows],
-            values={
-                name: np.array([values[query][name] for query in names])
-                for name in metrics.MEASURES
-            },
-            best=[[document for document, _ in rankings[query][:_BEST_SHOWN]] for query in names],
+            values=_by_measure(values, names),
+            best=[_best_documents(rankings[query]) for query in names],
         )
 
     def _corpus(self, setup: Setup) -> tuple[VectorFile, float | None]:
@@ -284,6 +281,17 @@ class Evaluator:
                 ranking.pop(query, None)
             rankings[query] = list(ranking.items())
         return rankings
+
+
+def _by_measure(
+    values: Mapping[str, Mapping[str, float]], queries: Sequence[str]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return each measure's values in the order of the queries, from the measures by query."""
+    return {name: np.array([values[query][name] for query in queries]) for name in metrics.MEASURES}
+
+
+def _best_documents(ranking: Sequence[tuple[str, float]]) -> list[str]:
+    return [document for document, _ in ranking[:_BEST_SHOWN]]
 
 
 def check_texts(data: Data, option: str) -> None:

@@ -4,11 +4,11 @@ Reads it once, block by block.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from embedcli.store.parts import Hashes
 from embedcli.store.provenance import ColumnProvenance, Provenance
 from embedcli.store.vector_file import VectorFile
 
@@ -43,13 +43,11 @@ class Inspection:
     @property
     def made(self) -> ColumnProvenance | None:
         """How the vectors were made, if the file says it."""
-        return (
-            self.provenance.columns.get(self.embedding_column)
-            if self.provenance is not None
-            else None
-        )
+        if self.provenance is None:
+            return None
+        return self.provenance.columns.get(self.embedding_column)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it."""
         value = {field.name: getattr(self, field.name) for field in fields(self)}
         value["provenance"] = self.provenance.to_json() if self.provenance is not None else None
@@ -64,7 +62,7 @@ def inspect(path: str, embedding_column: str | None = None) -> Inspection:
     file = VectorFile(path, embedding_column)
     norms: list[npt.NDArray[np.float32]] = []
     tokens: list[npt.NDArray[np.int32]] = []
-    hashes: list[npt.NDArray[Any]] = []
+    hashes: list[Hashes] = []
     missing = truncated = 0
     for block in file.blocks():
         norms.append(np.linalg.norm(block.vectors, axis=1))
@@ -110,5 +108,5 @@ def _distribution(tokens: npt.NDArray[np.int32]) -> dict[str, float] | None:
     }
 
 
-def _count_duplicates(hashes: npt.NDArray[Any]) -> int:
+def _count_duplicates(hashes: Hashes) -> int:
     return int(len(hashes) - len(np.unique(hashes)))

@@ -59,7 +59,7 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
     figure = Figure(figsize=(_PANEL * len(views), _PANEL * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(rows, len(views), squeeze=False)
-    widest = max(float(np.abs(view.places[:, 0]).max()) for view in views)
+    widest = max(float(np.abs(view.points[:, 0]).max()) for view in views)
     for column, view in enumerate(views):
         heading = textwrap.fill(view.name if column == 0 else f"“{view.name}”", 44)
         panels[0][column].set_title(heading, fontsize=10, fontweight="bold")
@@ -80,7 +80,7 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
 
 
 def _table(panel: Any, probed: Probed, view: View) -> None:
-    """Cosines as numbers on shades of one colour."""
+    """Draw cosines as numbers on shades of one colour."""
     panel.imshow(view.cosines, vmin=0, vmax=1, cmap="Blues")
     names = [textwrap.shorten(text, 18, placeholder="…") for text in probed.texts]
     panel.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
@@ -95,43 +95,48 @@ def _table(panel: Any, probed: Probed, view: View) -> None:
 
 
 def _projection(panel: Any, probed: Probed, view: View, widest: float) -> None:
-    for first_text, second_text in probed.pairs:
-        panel.plot(*view.places[[first_text, second_text]].T, color="0.75", linewidth=0.7, zorder=1)
-    kinds = probed.labels or ["text"] * len(probed.texts)
-    for index, kind in enumerate(dict.fromkeys(kinds)):
-        has_kind = np.array([label == kind for label in kinds])
-        style = {
-            "color": _COLOURS[index % len(_COLOURS)],
-            "marker": _MARKERS[index % len(_MARKERS)],
-            "s": 22,
-        }
-        panel.scatter(
-            *view.places[has_kind].T,
-            label=textwrap.shorten(kind, 30),
-            alpha=0.85,
-            linewidths=0,
-            **style,
-        )
+    """Draw each text as a point, those that mean the same joined by a line."""
+    for pair in probed.pairs:
+        panel.plot(*view.points[list(pair)].T, color="0.75", linewidth=0.7, zorder=1)
+    _draw_points(panel, probed, view)
     if len(probed.texts) <= _MOST_NAMED and not probed.pairs:
-        for text, point in zip(probed.texts, view.places, strict=True):
-            name = textwrap.shorten(text, 24, placeholder="…")
-            # Towards the middle: beyond the frame names would be cut.
-            side, step = ("right", -5) if point[0] > widest / 2 else ("left", 5)
-            panel.annotate(
-                name, point, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side
-            )
+        _name_points(panel, probed, view, widest)
     panel.axhline(0, color="0.9", linewidth=0.6, zorder=0)
     panel.axvline(0, color="0.9", linewidth=0.6, zorder=0)
-    panel.set_xlabel(
-        f"direction 1: {view.shares[0]:.0%} of the variance\n{_caption(probed, view)}", fontsize=8
-    )
-    panel.set_ylabel(f"direction 2: {view.shares[1]:.0%} of the variance", fontsize=8)
+    horizontal, vertical = view.shares
+    caption = _caption(probed, view)
+    panel.set_xlabel(f"direction 1: {horizontal:.0%} of the variance\n{caption}", fontsize=8)
+    panel.set_ylabel(f"direction 2: {vertical:.0%} of the variance", fontsize=8)
     panel.tick_params(labelsize=7)
     panel.margins(0.15)
 
 
+def _draw_points(panel: Any, probed: Probed, view: View) -> None:
+    labels = np.array(probed.labels or ["text"] * len(probed.texts))
+    for index, label in enumerate(dict.fromkeys(labels.tolist())):
+        panel.scatter(
+            *view.points[labels == label].T,
+            label=textwrap.shorten(label, 30),
+            color=_COLOURS[index % len(_COLOURS)],
+            marker=_MARKERS[index % len(_MARKERS)],
+            s=22,
+            alpha=0.85,
+            linewidths=0,
+        )
+
+
+def _name_points(panel: Any, probed: Probed, view: View, widest: float) -> None:
+    for text, point in zip(probed.texts, view.points, strict=True):
+        name = textwrap.shorten(text, 24, placeholder="…")
+        # Towards the middle: beyond the frame names would be cut.
+        side, step = ("right", -5) if point[0] > widest / 2 else ("left", 5)
+        panel.annotate(
+            name, point, xytext=(step, 4), textcoords="offset points", fontsize=8, ha=side
+        )
+
+
 def _caption(probed: Probed, view: View) -> str:
-    """What the picture alone doesn't show."""
+    """Say what the picture alone doesn't show."""
     phrases = [f"moved by {view.moved.mean():.2f} on average"] if view.moved.any() else []
     if view.partners is not None:
         first_label, second_label = dict.fromkeys(probed.labels)
@@ -144,7 +149,7 @@ def _caption(probed: Probed, view: View) -> str:
 
 
 def _same_scale(panels: Sequence[Any]) -> None:
-    """One scale for all, so that distances compare."""
+    """Give all panels one scale, so that distances compare."""
     for limits, set_limits in (("get_xlim", "set_xlim"), ("get_ylim", "set_ylim")):
         limits_of_panels = [getattr(panel, limits)() for panel in panels]
         low, high = (

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +36,7 @@ class Probed:
 class View:
     """The texts under one instruction.
 
-    cosines: [n, n]; places: [n, 2], the vectors less their mean, projected on their two leading
+    cosines: [n, n]; points: [n, 2], the vectors less their mean, projected on their two leading
     singular directions; shares: of the variance, for these two. moved: [n], 1 - the cosine with the
     same text's vector without instruction. partners: of each side's texts, the share whose nearest
     on the other side is the partner; None without pairs. same_label: the share of texts whose
@@ -47,19 +46,19 @@ class View:
     name: str
     template: str
     cosines: Floats
-    places: Floats
+    points: Floats
     shares: tuple[float, float]
     moved: Floats
     partners: tuple[float, float] | None = None
     same_label: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it."""
         return {
             "instruction": self.name,
             "template": self.template,
             "cosines": np.round(self.cosines, 6).tolist(),
-            "places": np.round(self.places, 6).tolist(),
+            "places": np.round(self.points, 6).tolist(),
             "shares_of_variance": [round(share, 6) for share in self.shares],
             "moved": np.round(self.moved, 6).tolist(),
             "nearest_is_partner": self.partners,
@@ -86,7 +85,7 @@ def probe(
         _view(name, template.string, vectors[name], bare, probed)
         for name, template in templates.items()
     ]
-    aligned = [replace(view, places=_align_signs(view.places, views[0].places)) for view in views]
+    aligned = [replace(view, points=_align_signs(view.points, views[0].points)) for view in views]
     return spec.files.id, aligned
 
 
@@ -121,7 +120,7 @@ def _view(name: str, template: str, vectors: Floats, bare: Floats, probed: Probe
         name=name,
         template=template,
         cosines=cosines,
-        places=points,
+        points=points,
         shares=shares,
         moved=np.maximum(0, 1 - (vectors * bare).sum(axis=1)),
         partners=_partners(cosines, probed.pairs) if probed.pairs else None,
@@ -138,10 +137,10 @@ def _projected(vectors: Floats) -> tuple[Floats, tuple[float, float]]:
     variances = np.zeros(2)
     variances[:dims] = sizes[:dims] ** 2
     total = float((sizes**2).sum())
-    return points, (float(variances[0] / total), float(variances[1] / total)) if total else (
-        0.0,
-        0.0,
-    )
+    if not total:  # all texts have the same vector
+        return points, (0.0, 0.0)
+    horizontal, vertical = variances / total
+    return points, (float(horizontal), float(vertical))
 
 
 def _align_signs(points: Floats, reference: Floats) -> Floats:
@@ -155,9 +154,9 @@ def _partners(cosines: Floats, pairs: Sequence[tuple[int, int]]) -> tuple[float,
     second_texts = np.array([partner for _, partner in pairs])
     across = cosines[np.ix_(first_texts, second_texts)]  # [pairs, pairs]
     partner = np.arange(len(pairs))
-    return float((across.argmax(axis=1) == partner).mean()), float(
-        (across.argmax(axis=0) == partner).mean()
-    )
+    forwards = float((across.argmax(axis=1) == partner).mean())
+    backwards = float((across.argmax(axis=0) == partner).mean())
+    return forwards, backwards
 
 
 def _same_label(cosines: Floats, labels: Sequence[str]) -> float:

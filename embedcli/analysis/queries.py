@@ -4,7 +4,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from embedcli import encoder, sources, templates
 from embedcli.analysis.comparability import check_comparable, check_roles, query_role
@@ -24,7 +23,7 @@ class Texts:
 
     texts: list[str]
     fields: Mapping[str, list[object]]
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, object]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Queries:
 
     texts: list[str]
     vectors: Vectors
-    rows: list[dict[str, Any]]
+    rows: list[dict[str, object]]
     warnings: tuple[str, ...] = ()
 
 
@@ -152,7 +151,7 @@ def read_texts(path: str, options: InputOptions) -> Texts:
     """Read an input whole. Raises what `read_units` raises."""
     texts: list[str] = []
     fields: dict[str, list[object]] = {name: [] for name in options.fields}
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     for records in read_units(path, options):
         texts += records.texts
         rows += records.table.to_pylist()

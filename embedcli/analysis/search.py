@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,7 +23,7 @@ class Hit:
     score: float
     file: str
     row: int
-    record: Mapping[str, Any]
+    record: Mapping[str, object]
 
 
 def search(

@@ -65,7 +65,7 @@ def _clean(path: Path, dry_run: bool) -> EmbedcliError | None:
 
 
 def _leftovers(path: Path) -> list[Path]:
-    """The staging directories of an output, or of all outputs in a folder."""
+    """List the staging directories of an output, or of all outputs in a folder."""
     from embedcli.store import staging
 
     staging_path = staging.place_of(path)

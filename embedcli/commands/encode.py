@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,7 +31,9 @@ def encode(
     role: Annotated[
         str,
         option(
-            "What the texts are: query, passage (or document), or a role the model names.", "--role"
+            "What the texts are: query, passage (or document), or a role the model names.",
+            "--role",
+            metavar="ROLE",
         ),
     ],
     output: Annotated[
@@ -40,6 +42,7 @@ def encode(
             "Output file, folder/ of part files, or - for stdout. Default: <input>.<role>.parquet beside the input.",
             "--output",
             "-o",
+            metavar="PATH",
         ),
     ] = None,
     model: options.Model = None,
@@ -62,7 +65,9 @@ def encode(
     batch_tokens: Annotated[
         str,
         option(
-            "Tokens per batch, padding included; auto: what suits the device.", "--batch-tokens"
+            "Tokens per batch, padding included; auto: what suits the device.",
+            "--batch-tokens",
+            metavar="N|auto",
         ),
     ] = "auto",
     compile: Annotated[  # noqa: A002 - the option's name
@@ -77,6 +82,7 @@ def encode(
         option(
             "Worker processes. Default: one for each CUDA device, else one.",
             "--num-processes",
+            metavar="N",
             min=1,
         ),
     ] = None,
@@ -85,6 +91,7 @@ def encode(
         option(
             "Seconds without progress after which a worker is given up; 0: never.",
             "--watchdog",
+            metavar="SECONDS",
             min=0,
         ),
     ] = 1800.0,
@@ -109,11 +116,13 @@ def encode(
     columns: Annotated[
         str | None,
         option(
-            "Columns to carry over, separated by commas; '' for none. Default: all.", "--columns"
+            "Columns to carry over, separated by commas; '' for none. Default: all.",
+            "--columns",
+            metavar="NAMES",
         ),
     ] = None,
     embedding_column: Annotated[
-        str, option("Name of the vector column.", "--embedding-column")
+        str, option("Name of the vector column.", "--embedding-column", metavar="NAME")
     ] = "embedding",
     vector_type: Annotated[VectorType, option("Stored vector dtype.", "--vector-type")] = "float32",
     format: Annotated[  # noqa: A002 - the option's name
@@ -124,17 +133,21 @@ def encode(
         OnError, option("Bad rows end the run, or are set aside.", "--on-error")
     ] = "fail",
     rejects: Annotated[
-        str | None, option("Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects")
+        str | None,
+        option(
+            "Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects", metavar="FILE"
+        ),
     ] = None,
     min_rows: Annotated[
-        int, option("Fail (65) if the input has fewer rows.", "--min-rows", min=0)
+        int, option("Fail (65) if the input has fewer rows.", "--min-rows", metavar="N", min=0)
     ] = 0,
     allow_empty: Annotated[
         bool,
         option("Accept an input without rows, or of which every row is rejected.", "--allow-empty"),
     ] = False,
     max_row_bytes: Annotated[
-        int, option("Maximum bytes of a JSONL line.", "--max-row-bytes", min=1, max=2**40)
+        int,
+        option("Maximum bytes of a JSONL line.", "--max-row-bytes", metavar="N", min=1, max=2**40),
     ] = 16 * 2**20,
     binary_as_utf8: Annotated[
         bool, option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
@@ -147,7 +160,8 @@ def encode(
         ),
     ] = False,
     report: Annotated[
-        str | None, option("Write the run's summary to this file, as JSON.", "--report")
+        str | None,
+        option("Write the run's summary to this file, as JSON.", "--report", metavar="FILE"),
     ] = None,
     quiet: options.Quiet = False,
 ) -> int:
@@ -277,7 +291,7 @@ def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
     return EXIT_OK
 
 
-def _write_report(path: str, content: dict[str, Any]) -> None:
+def _write_report(path: str, content: dict[str, object]) -> None:
     from embedcli.store import ownership
 
     ownership.check_replaceable(
@@ -304,16 +318,16 @@ def _default_output(inputs: list[str], names: list[str], role: str) -> str:
     return str(path.with_name(f"{stem}.{role}.parquet"))
 
 
-def _format(path: str, option: str | None) -> Literal["parquet", "arrow", "jsonl"]:
+def _format(path: str, requested: str | None) -> Literal["parquet", "arrow", "jsonl"]:
     if path == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed")
     if path != STDOUT:
-        if option not in (None, "parquet"):
-            raise UsageError(f"--format {option} goes with -o -: files are Parquet")
+        if requested not in (None, "parquet"):
+            raise UsageError(f"--format {requested} goes with -o -: files are Parquet")
         return "parquet"
-    if option == "parquet":
+    if requested == "parquet":
         raise UsageError("Parquet can't be written to a pipe", "-o FILE, or --format arrow")
-    if option == "jsonl":
+    if requested == "jsonl":
         return "jsonl"
     if sys.stdout.isatty():
         raise UsageError(
@@ -323,13 +337,13 @@ def _format(path: str, option: str | None) -> Literal["parquet", "arrow", "jsonl
     return "arrow"
 
 
-def _rejects_path(path: str, on_error: OnError, option: str | None) -> str | None:
+def _rejects_path(path: str, on_error: OnError, requested: str | None) -> str | None:
     if on_error == "fail":
-        if option is not None:
+        if requested is not None:
             raise UsageError("--rejects goes with --on-error reject")
         return None
-    if option is None and path == STDOUT:
+    if requested is None and path == STDOUT:
         raise UsageError(
             "with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl"
         )
-    return option or f"{path.rstrip('/')}.rejects.jsonl"
+    return requested or f"{path.rstrip('/')}.rejects.jsonl"

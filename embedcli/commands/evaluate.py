@@ -11,6 +11,7 @@ import typer
 
 from embedcli import console, files
 from embedcli.commands import options
+from embedcli.config import RunOptions
 from embedcli.console import progress
 from embedcli.errors import EXIT_OK, UsageError
 
@@ -104,54 +105,52 @@ def evaluate(
         model, revision, trust_remote_code, _family(template), task, max_length, dim
     )
     if per_query is not None:
-        inputs = [
-            ("the corpus", corpus),
-            ("the queries", queries),
-            ("the judgments", qrels),
-            ("--against", against),
-        ]
-        files.check_distinct(
-            per_query,
-            "--per-query",
-            [(option, path) for option, path in inputs if path is not None],
-        )
+        inputs = {
+            "the corpus": corpus,
+            "the queries": queries,
+            "the judgments": qrels,
+            "--against": against,
+        }
+        taken_paths = [(name, path) for name, path in inputs.items() if path is not None]
+        files.check_distinct(per_query, "--per-query", taken_paths)
         results.check_place(per_query)
-    baselines = (
-        [evaluation.RunValues.from_file(results.read(against), against)]
-        if against is not None
-        else []
-    )
+    baselines = []
+    if against is not None:
+        baselines.append(evaluation.RunValues.from_file(results.read(against), against))
     judged = metrics.read_judgments(qrels)
     data = evaluation.Data(corpus, queries, judged, id_column, text_column, ignore_identical_ids)
-    setups = _setups(
-        data, _setup("run", request, passage_template, query_template, like), models, ablate
-    )
+    setup = _setup("run", request, passage_template, query_template, like)
+    setups = _setups(data, setup, models, ablate)
     run = options.run_options(device, dtype, update=keep is not None)
-    with ExitStack() as stack:
-        folder = (
-            Path(keep)
-            if keep is not None
-            else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        )
-        folder.mkdir(parents=True, exist_ok=True)
-        listener = stack.enter_context(progress.listening(quiet))
-        evaluator = evaluation.Evaluator(data, run, folder, listener)
-        evaluations = [evaluator.evaluate(setup) for setup in setups]
+    evaluations = _evaluate_all(data, setups, run, keep, quiet)
     first, *following = evaluations
     if per_query is not None:
         results.write(per_query, first.per_query())
     baselines = [*map(evaluation.RunValues.of, following), *baselines]
-    differences = [
-        evaluation.compare_runs(evaluation.RunValues.of(first), baseline) for baseline in baselines
-    ]
+    first_values = evaluation.RunValues.of(first)
+    differences = [evaluation.compare_runs(first_values, baseline) for baseline in baselines]
     if as_json:
-        runs = [evaluated.to_json() for evaluated in evaluations]
-        console.result(
-            json.dumps({"runs": runs, "differences": [less.to_json() for less in differences]})
-        )
+        _print_json(evaluations, differences)
     else:
         _print(evaluations, differences)
     return EXIT_OK
+
+
+def _evaluate_all(
+    data: "Data", setups: "list[Setup]", run: RunOptions, keep: str | None, quiet: bool
+) -> "list[Evaluation]":
+    """Evaluate each setup. Vectors go to the folder `keep`, or to one that lives as long as this."""
+    from embedcli.analysis.evaluation import Evaluator
+
+    with ExitStack() as stack:
+        if keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(keep)
+            folder.mkdir(parents=True, exist_ok=True)
+        listener = stack.enter_context(progress.listening(quiet))
+        evaluator = Evaluator(data, run, folder, listener)
+        return [evaluator.evaluate(setup) for setup in setups]
 
 
 def _family(template: str | None) -> str | None:
@@ -181,26 +180,34 @@ def _setup(
 
 
 def _setups(data: "Data", setup: "Setup", models: str | None, ablate: str | None) -> list["Setup"]:
-    from embedcli.analysis import evaluation
-
+    """Return the setups to compare: one for each model, or with and without templates."""
     if models is not None and ablate is not None:
         raise UsageError("--models and --ablate exclude each other: one comparison at a time")
     if models is not None:
-        evaluation.check_texts(data, "--models")
-        names = options.names(models)
-        if not names:
-            raise UsageError("--models names no model", "for example --models org/one,org/two")
-        return [
-            replace(
-                setup,
-                name=name,
-                passages=replace(setup.passages, model=name),
-                queries=replace(setup.queries, model=name),
-            )
-            for name in names
-        ]
-    if ablate is None:
-        return [setup]
+        return _model_setups(data, setup, models)
+    if ablate is not None:
+        return _ablation_setups(data, setup)
+    return [setup]
+
+
+def _model_setups(data: "Data", setup: "Setup", models: str) -> list["Setup"]:
+    from embedcli.analysis import evaluation
+
+    evaluation.check_texts(data, "--models")
+    names = options.names(models)
+    if not names:
+        raise UsageError("--models names no model", "for example --models org/one,org/two")
+    setups = []
+    for name in names:
+        passages = replace(setup.passages, model=name)
+        queries = replace(setup.queries, model=name)
+        setups.append(replace(setup, name=name, passages=passages, queries=queries))
+    return setups
+
+
+def _ablation_setups(data: "Data", setup: "Setup") -> list["Setup"]:
+    from embedcli.analysis import evaluation
+
     evaluation.check_texts(data, "--ablate template")
     evaluation.check_ablation(setup)
     without = replace(
@@ -217,16 +224,21 @@ def _column(evaluated: "Evaluation") -> dict[str, str]:
     column = {}
     for name, value in evaluated.estimates().items():
         column[name] = f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
-    return column | {
-        "model": evaluated.model,
-        "passage": json.dumps(evaluated.templates["passage"], ensure_ascii=False),
-        "query": json.dumps(evaluated.templates["query"], ensure_ascii=False),
-        "dimensions": f"{evaluated.dim:,}",
-        "passages/s": f"{evaluated.speed:,.0f}"
-        if evaluated.speed is not None
-        else "not encoded now",
-        "size": console.size(evaluated.bytes),
-    }
+    column["model"] = evaluated.model
+    for role in ("passage", "query"):
+        column[role] = json.dumps(evaluated.templates[role], ensure_ascii=False)
+    column["dimensions"] = f"{evaluated.dim:,}"
+    column["passages/s"] = "not encoded now"
+    if evaluated.speed is not None:
+        column["passages/s"] = f"{evaluated.speed:,.0f}"
+    column["size"] = console.size(evaluated.bytes)
+    return column
+
+
+def _print_json(evaluations: "list[Evaluation]", differences: "list[RunDifference]") -> None:
+    runs = [evaluated.to_json() for evaluated in evaluations]
+    compared = [difference.to_json() for difference in differences]
+    console.result(json.dumps({"runs": runs, "differences": compared}))
 
 
 def _print(evaluations: "list[Evaluation]", differences: "list[RunDifference]") -> None:
@@ -236,11 +248,11 @@ def _print(evaluations: "list[Evaluation]", differences: "list[RunDifference]") 
     first = evaluations[0]
     counts = f"{len(first.ids):,} judged queries, {first.rows:,} passages"
     console.result(f"\n{counts}; in brackets 95 % intervals (bootstrap)")
-    for less in differences:
-        over = f"over {less.queries:,} queries (paired permutation test)"
-        console.result(f"\n{first.name} less {less.other}, {over}")
-        rows = [
-            [name, f"{value.mean:+.3f}", f"[{value.low:+.3f}, {value.high:+.3f}]", f"{value.p:.4f}"]
-            for name, value in less.measures.items()
-        ]
+    for difference in differences:
+        over = f"over {difference.queries:,} queries (paired permutation test)"
+        console.result(f"\n{first.name} less {difference.other}, {over}")
+        rows = []
+        for name, value in difference.measures.items():
+            interval = f"[{value.low:+.3f}, {value.high:+.3f}]"
+            rows.append([name, f"{value.mean:+.3f}", interval, f"{value.p:.4f}"])
         console.grid(["measure", "difference", "95 % interval", "p"], rows)

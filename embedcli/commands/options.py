@@ -12,7 +12,7 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
 def option(help: str, *names: str, **keywords: Any) -> Any:  # noqa: A002 - Typer's own word
-    """An option that an environment variable may set too: EMBEDCLI_ and its name."""
+    """Return an option that an environment variable, EMBEDCLI_ and its name, may set too."""
     variable = "EMBEDCLI_" + names[0].partition("/")[0].lstrip("-").upper().replace("-", "_")
     return typer.Option(*names, help=help, envvar=variable, **keywords)
 
@@ -22,9 +22,12 @@ Model = Annotated[
     option(
         "org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.",
         "--model",
+        metavar="MODEL",
     ),
 ]
-Revision = Annotated[str | None, option("Branch, tag or commit of a hub model.", "--revision")]
+Revision = Annotated[
+    str | None, option("Branch, tag or commit of a hub model.", "--revision", metavar="REVISION")
+]
 TrustRemoteCode = Annotated[
     bool,
     option(
@@ -32,19 +35,27 @@ TrustRemoteCode = Annotated[
     ),
 ]
 Template = Annotated[
-    str | None, option("A string with {text}, a template file, or a family's name.", "--template")
+    str | None,
+    option(
+        "A string with {text}, a template file, or a family's name.",
+        "--template",
+        metavar="TEMPLATE",
+    ),
 ]
 Task = Annotated[
-    str | None, option("The instruction sentence, where the template has {task}.", "--task")
+    str | None,
+    option("The instruction sentence, where the template has {task}.", "--task", metavar="TEXT"),
 ]
 MaxLength = Annotated[
-    int | None, option("Maximum tokens per text, including the template.", "--max-length", min=1)
+    int | None,
+    option("Maximum tokens per text, including the template.", "--max-length", metavar="N", min=1),
 ]
 Dim = Annotated[
     int | None,
     option(
         "Truncate embeddings to the first N dimensions (Matryoshka), then normalize.",
         "--dim",
+        metavar="N",
         min=1,
     ),
 ]
@@ -52,21 +63,30 @@ Dim = Annotated[
 LikeModel = Annotated[
     str | None,
     typer.Option(
-        "--model", help="The model's ./folder, where the file can't say it. Default: its own."
+        "--model",
+        metavar="MODEL",
+        help="The model's ./folder, where the file can't say it. Default: its own.",
     ),
 ]
 LikeRevision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit. Default: the file's own.")
+    str | None,
+    typer.Option(
+        "--revision", metavar="REVISION", help="Branch, tag or commit. Default: the file's own."
+    ),
 ]
 LikeTemplate = Annotated[
     str | None,
     typer.Option(
-        "--template", help="A string with {text}, a file, or a family. Default: as the file's."
+        "--template",
+        metavar="TEMPLATE",
+        help="A string with {text}, a file, or a family. Default: as the file's.",
     ),
 ]
 LikeTask = Annotated[
     str | None,
-    typer.Option("--task", help="The instruction sentence, where the template has {task}."),
+    typer.Option(
+        "--task", metavar="TEXT", help="The instruction sentence, where the template has {task}."
+    ),
 ]
 Trust = Annotated[
     bool,
@@ -79,16 +99,22 @@ Like = Annotated[
     option(
         "Use the model, revision, template family, dimension and normalization of this vector file.",
         "--like",
+        metavar="FILE",
     ),
 ]
 Numbers = Annotated[DType, option("Model dtype; auto: bfloat16 where it is faster.", "--dtype")]
-Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device")]
+Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device", metavar="DEVICE")]
 TextColumn = Annotated[
-    str, option("The column to embed; doc.text is a path into objects.", "--text-column")
+    str,
+    option(
+        "The column to embed; doc.text is a path into objects.", "--text-column", metavar="NAME"
+    ),
 ]
 VectorColumn = Annotated[
     str | None,
-    typer.Option("--embedding-column", help="The vector column, where there are several."),
+    typer.Option(
+        "--embedding-column", metavar="NAME", help="The vector column, where there are several."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[
@@ -97,12 +123,12 @@ Quiet = Annotated[
 
 
 def run_options(device: str, dtype: DType, **keywords: Any) -> RunOptions:
-    """How to run a model. Raises UsageError where the device is none."""
+    """Return how to run a model. Raises UsageError where the device is none."""
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
     return RunOptions(device, dtype, **keywords)
 
 
 def names(value: str) -> list[str]:
-    """Names separated by commas."""
+    """Return names that commas separate."""
     return [name for name in value.split(",") if name]

@@ -1,7 +1,7 @@
 """`embedcli templates`: what is known of models and roles, and what a text becomes."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,12 @@ from embedcli import console
 from embedcli.errors import EXIT_OK, ConfigurationError
 
 if TYPE_CHECKING:
+    from embedcli.models.facts import FamilyFacts
     from embedcli.models.families import Family
     from embedcli.models.hub import ModelFiles
+    from embedcli.models.spec import ModelSpec
+
+Rows = list[tuple[str, str]]
 
 
 def list_(
@@ -83,52 +87,63 @@ def show(
     if family is None and not prompts:
         raise ConfigurationError(f"unknown model {model}", absence)
     rows = [("model", files.id if files else str(model))]
-    if family is not None:
-        rows += [
-            (f"role {role}", f"{string}  (family {family.name})")
-            for role, string in family.roles.items()
-        ]
-        rows += [("task", f"{family.task}  (family {family.name})")] if family.task else []
-        rows += [("adapter", f"{role}: {folder}") for role, folder in family.adapters.items()]
-        rows += [("not verified", unsure) for unsure in family.unsure]
-        rows += [("source", family.source)]
-    else:
-        rows += [
-            (f"role {role}", f"{prompt}{{text}}  (the model's own prompts)")
-            for role, prompt in prompts.items()
-        ]
+    rows += _prompt_rows(prompts) if family is None else _family_rows(family)
     console.table([*rows, *_pipeline(files, family, absence)], to_stdout=True)
     return EXIT_OK
 
 
-def _pipeline(
-    files: "ModelFiles | None", family: "Family | None", absence: str
-) -> list[tuple[str, str]]:
+def _family_rows(family: "Family") -> Rows:
+    """Return what a family's file says of templates."""
+    origin = f"(family {family.name})"
+    rows = [(f"role {role}", f"{string}  {origin}") for role, string in family.roles.items()]
+    if family.task:
+        rows.append(("task", f"{family.task}  {origin}"))
+    rows += [("adapter", f"{role}: {folder}") for role, folder in family.adapters.items()]
+    rows += [("not verified", unsure) for unsure in family.unsure]
+    return [*rows, ("source", family.source)]
+
+
+def _prompt_rows(prompts: Mapping[str, str]) -> Rows:
+    """Return the prompts that stand in the model's own folder."""
+    origin = "(the model's own prompts)"
+    return [(f"role {role}", f"{prompt}{{text}}  {origin}") for role, prompt in prompts.items()]
+
+
+def _pipeline(files: "ModelFiles | None", family: "Family | None", absence: str) -> Rows:
     """Return the pipeline's facts with their origin; the family's alone where the model isn't at hand."""
     from embedcli.models.facts import FamilyFacts
     from embedcli.models.spec import read_spec
 
     facts = family.facts if family else FamilyFacts()
     origin = f"family {family.name}" if family else ""
-    stated = [
-        (name, f"{value}  ({origin})") for name, value in asdict(facts).items() if value is not None
-    ]
+    known_facts = {name: value for name, value in asdict(facts).items() if value is not None}
+    stated = [(name, f"{value}  ({origin})") for name, value in known_facts.items()]
     if files is None:
         return [*stated, ("files", f"not at hand: {absence}")]
     try:
         spec = read_spec(files, facts)
     except ConfigurationError as error:
         return [*stated, ("files", f"{error.message}; {error.hint}")]
-    origins = {name: origin if by == "family" else by for name, by in spec.origins.items()}
+    return _spec_rows(spec, facts, origin)
+
+
+def _spec_rows(spec: "ModelSpec", facts: "FamilyFacts", family_origin: str) -> Rows:
+    """Return what the model's folder and its family say together."""
+    origins = dict(spec.origins)
+    for fact, origin in origins.items():
+        if origin == "family":
+            origins[fact] = family_origin
+    pooling = "+".join(spec.pooling) or "hash"
     truncated = f", truncated to {', '.join(map(str, facts.dims))}" if facts.dims else ""
+    normalized = "yes" if spec.normalize else "no"
     return [
         ("pipeline", ", ".join(spec.pipeline)),
-        ("pooling", f"{'+'.join(spec.pooling) or 'hash'}  ({origins['pooling']})"),
+        ("pooling", f"{pooling}  ({origins['pooling']})"),
         ("max length", f"{spec.max_length} tokens  ({origins['max_length']})"),
         ("dimensions", f"{spec.full_dim}{truncated}"),
-        ("normalized", f"{'yes' if spec.normalize else 'no'}  ({origins['normalize']})"),
+        ("normalized", f"{normalized}  ({origins['normalize']})"),
         ("weights", f"sha256 {spec.weights}" if spec.weights else ""),
-        ("files", f"{files.path}  {files.revision}".rstrip() if files.path else ""),
+        ("files", f"{spec.files.path}  {spec.files.revision}".rstrip() if spec.files.path else ""),
     ]
 
 

@@ -26,7 +26,7 @@ _PAYING_TOKENS_WITH_TILES = 10_000_000
 
 
 def pays(options: RunOptions, device: torch.device) -> bool:
-    """Is compiled code asked for, or does it pay? Under `auto` on CPUs with tiles alone: nothing
+    """Tell whether compiled code is asked for, or pays. Under `auto` on CPUs with tiles alone: nothing
     else was measured.
     """
     if options.compile in ("on", "off"):
@@ -44,7 +44,7 @@ def pays(options: RunOptions, device: torch.device) -> bool:
 
 
 def has_compiler() -> bool:
-    """Is there a C++ compiler?"""
+    """Tell whether there is a C++ compiler."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
@@ -60,7 +60,7 @@ def _keep_code() -> None:
 
 
 def compile_model(transformer: Any, run: Callable[[Any], object]) -> Any:
-    """The transformer compiled; `run` runs it on a pack, once.
+    """Compile the transformer; `run` runs it on a pack, once.
 
     Raises ConfigurationError where that isn't possible.
     """

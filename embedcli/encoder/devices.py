@@ -16,7 +16,7 @@ _CUDA_BATCH_TOKENS, _CUDA_SHARE = 65_536, 0.25
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu`, `cuda` or `cuda:1`.
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:1`.
 
     Raises DeviceError where there is none of that name.
     """
@@ -34,7 +34,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device, compiled: bool = False) -> torch.dtype:
-    """The number format for `auto`: bfloat16 where the hardware is faster in it, else float32."""
+    """Return the number format for `auto`: bfloat16 where the hardware is faster in it, else float32."""
     if name != "auto":
         return _DTYPES[name]
     if device.type == "cuda":

@@ -23,7 +23,7 @@ def prepare() -> None:
 
 
 def has_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """True where bfloat16 products run on tiles.
+    """Tell whether bfloat16 products run on tiles.
 
     (Without them they are slower than float32: measured 0.6 times.)
     """
@@ -32,7 +32,7 @@ def has_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def announces_tiles(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """True where compiled code can use tiles: it goes by the announcement and knows their shapes."""
+    """Tell whether compiled code can use tiles: it goes by the announcement and knows their shapes."""
     return _tiles(cpuinfo)[0]
 
 

@@ -155,10 +155,10 @@ def _packed_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[B
     row = start = 0
     for count, length in groups:
         stop = start + count * length
-        is_pooled = (
-            torch.arange(length, device=model.device) >= skipped[row : row + count, None]
-        )  # [count, length]
-        yield states[start:stop].unflatten(0, (count, length)), is_pooled.long()
+        positions = torch.arange(length, device=model.device)
+        is_pooled = positions >= skipped[row : row + count, None]  # [count, length]
+        block = states[start:stop].unflatten(0, (count, length))  # [count, length, H]
+        yield block, is_pooled.long()
         row += count
         start = stop
 

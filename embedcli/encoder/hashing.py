@@ -50,11 +50,11 @@ class HashEncoder:
         self._normalize = spec.normalize
 
     def count_tokens(self, strings: list[str]) -> list[int]:
-        """Words of each string, nothing cut."""
+        """Count the words of each string, nothing cut."""
         return [len(string.split()) for string in strings]
 
     def prepare(self, rendered: Rendered) -> Rendered:
-        """Nothing is to be done ahead."""
+        """Return the texts as they are: nothing is to be done ahead."""
         return rendered
 
     def encode(self, prepared: Rendered, on_batch: OnBatch) -> Encoded:
@@ -76,8 +76,9 @@ class HashEncoder:
         return Encoded(vectors, tokens, truncated, padded=int(tokens.sum()))
 
     def _cut(self, string: str, start: int, stop: int) -> tuple[str, int, bool]:
-        """The string with its text cut so that at most max_length words are left, their number, and
-        whether.
+        """Cut the text of a string so that at most max_length words are left.
+
+        Returns the string, its number of words, and whether it was cut.
         """
         if len(string) < 2 * self._max_length:  # too short to hold more words
             return string, len(string.split()), False

@@ -132,7 +132,7 @@ def _unloadable(spec: ModelSpec, error: Exception) -> ConfigurationError:
 
 
 def _config(spec: ModelSpec, path: Path) -> Any:
-    """The model's config; as another native class, or with another attention, where the family says
+    """Read the model's config; as another native class, or with another attention, where the family says
     so.
     """
     facts = spec.facts
@@ -155,7 +155,7 @@ def _config(spec: ModelSpec, path: Path) -> Any:
 
 
 def _model_class(config: Any) -> Any:
-    """The class that gives token states: for encoder-decoder models their encoder alone."""
+    """Return the class that gives token states: for encoder-decoder models their encoder alone."""
     encoders = {"t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel"}
     return getattr(transformers, encoders.get(config.model_type, "AutoModel"))
 
@@ -163,13 +163,10 @@ def _model_class(config: Any) -> Any:
 def _check_weights(spec: ModelSpec, model: nn.Module, info: dict[str, Any]) -> None:
     """Refuse a class that the weights were not made for: what is missing would be random."""
     own_prefixes = ("latent_attention_model.",) if spec.facts.latent_attention else ()
+    unexpected = [key for key in info["unexpected_keys"] if not _is_unused(key)]
     problems = {
         "lack parts of": [key for key in info["missing_keys"] if not _is_unused(key)],
-        "hold more than": [
-            key
-            for key in info["unexpected_keys"]
-            if not _is_unused(key) and not key.startswith(own_prefixes)
-        ],
+        "hold more than": [key for key in unexpected if not key.startswith(own_prefixes)],
         "have other shapes than": [str(key) for key in info["mismatched_keys"]],
     }
     native = spec.facts.native
@@ -182,7 +179,7 @@ def _check_weights(spec: ModelSpec, model: nn.Module, info: dict[str, Any]) -> N
 
 
 def _adapted(spec: ModelSpec, model: nn.Module, path: Path) -> nn.Module:
-    """The model with its role's adapter merged into the weights."""
+    """Merge the role's adapter into the model's weights."""
     try:
         import peft
     except ImportError:
@@ -234,7 +231,7 @@ def _layer(layer: Layer, path: Path) -> nn.Module:
 
 
 def _activation(name: str | None, where: Path) -> nn.Module:
-    """A Dense layer's activation: a class of torch.nn by its full name; Tanh where none is named."""
+    """Return a Dense layer's activation: a class of torch.nn by its full name; Tanh where none is named."""
     if name is None:
         return nn.Tanh()
     module = getattr(nn, name.rpartition(".")[2], None)

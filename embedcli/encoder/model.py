@@ -36,7 +36,7 @@ class LoadedModel:
 
     @cached_property
     def in_float32(self) -> "LoadedModel":
-        """The same in float32, for rows whose vector came out unusable in a shorter format; copied
+        """Copy the model to float32, for rows whose vector came out unusable in a shorter format; copied
         once, if at all.
         """
         if self.dtype == torch.float32:
@@ -56,7 +56,7 @@ class LoadedModel:
         return lengths <= (self.packing.window or np.iinfo(np.int32).max)
 
     def packed_states(self, ids: npt.NDArray[np.int32], groups: Groups) -> Tensor:
-        """The states [tokens, hidden] of a pack's tokens, by compiled code where the pack fits into
+        """Return the states [tokens, hidden] of a pack's tokens, by compiled code where the pack fits into
         it.
         """
         assert self.packing is not None
@@ -65,7 +65,7 @@ class LoadedModel:
         return packed_states(self.transformer, ids, groups, self.packing)
 
     def computed_tokens(self, lengths: npt.NDArray[np.int32]) -> int:
-        """How many tokens a batch of such texts costs, padding included."""
+        """Count the tokens that a batch of such texts costs, padding included."""
         if not self.can_pack(lengths).all():
             return len(lengths) * int(lengths.max())
         useful = int(lengths.sum())

@@ -62,7 +62,7 @@ class _Running:
 
 @contextmanager
 def running(groups: Groups, packing: Packing) -> Iterator[None]:
-    """The transformer runs on a pack of so many texts of each length, in this order."""
+    """Have the transformer run on a pack of so many texts of each length, in this order."""
     _Running.groups, _Running.causal, _Running.kernel = groups, packing.causal, packing.kernel
     try:
         yield
@@ -72,7 +72,7 @@ def running(groups: Groups, packing: Packing) -> Iterator[None]:
 
 @torch.library.custom_op("embedcli::packed_attention", mutates_args=())
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Attention within each text of the pack: [1, heads, tokens, size] to [1, tokens, heads, size]."""
+    """Attend within each text of the pack: [1, heads, tokens, size] to [1, tokens, heads, size]."""
     out = torch.zeros_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     KERNELS[_Running.kernel](query, key, value, scale, out)
     return out
@@ -84,7 +84,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor) -> None:
-    """One call for all texts of a length: they need no mask, which opens the fastest kernel."""
+    """Call the kernel once for all texts of a length: they need no mask, which opens the fastest kernel."""
     start = 0
     for count, length in _Running.groups:
         texts = slice(start, start + count * length)
@@ -100,7 +100,7 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Ten
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor) -> None:
-    """One call for all texts, by a kernel for texts of any length (a GPU's, in half precision)."""
+    """Call the kernel once for all texts, by one for texts of any length (a GPU's, in half precision)."""
     from torch.nn.attention.varlen import varlen_attn  # a second of imports, for nothing on a CPU
 
     if _Running.edges is None:  # the same for all layers
@@ -179,7 +179,7 @@ def find_packing(transformer: Any, pad_id: int, positions: int | None) -> Packin
 def _tried(
     transformer: Any, lengths: list[int], padded: Tensor, packing: Packing
 ) -> Packing | None:
-    """The packing, with its window, if packed states are the padded ones."""
+    """Return the packing, with its window, if packed states are the padded ones."""
     _Running.window = None
     try:
         states = packed_states(
@@ -193,7 +193,7 @@ def _tried(
 
 @contextmanager
 def unpacked(transformer: Any, packing: Packing | None) -> Iterator[None]:
-    """The transformer has its own attention, for padded texts."""
+    """Give the transformer its own attention back, for padded texts."""
     if packing is not None:
         transformer.set_attn_implementation(packing.own)
     try:
@@ -206,7 +206,7 @@ def unpacked(transformer: Any, packing: Packing | None) -> Iterator[None]:
 def packed_states(
     transformer: Any, ids: np.ndarray, groups: Groups, packing: Packing, size: int = 0
 ) -> Tensor:
-    """The states [tokens, hidden] of a pack's tokens; the pack is filled up to `size` tokens."""
+    """Return the states [tokens, hidden] of a pack's tokens; the pack is filled up to `size` tokens."""
     device = next(transformer.parameters()).device
     positions_of_groups = [np.tile(np.arange(length), count) for count, length in groups]
     free = np.zeros(max(0, size - len(ids)), np.int64)
@@ -226,7 +226,7 @@ def _to(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 def _ids(lengths: list[int]) -> np.ndarray:
-    """Some ids, the same ones each time; small, since every vocabulary has them."""
+    """Return some ids, the same ones each time; small, since every vocabulary has them."""
     return 5 + np.arange(sum(lengths)) * 7 % 90
 
 

@@ -15,30 +15,30 @@ PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def cls(states: Tensor, mask: Tensor) -> Tensor:
-    """The first token's state."""
+    """Take the first token's state."""
     first = mask.to(torch.int32).argmax(dim=1)
     return states[torch.arange(len(states), device=states.device), first].float()
 
 
 def last_token(states: Tensor, mask: Tensor) -> Tensor:
-    """The last token's state, whichever side is padded."""
+    """Take the last token's state, whichever side is padded."""
     positions = torch.arange(mask.shape[1], device=mask.device)
     last = (mask * positions).argmax(dim=1)
     return states[torch.arange(len(states), device=states.device), last].float()
 
 
 def mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over tokens, summed in float32."""
+    """Average over tokens, summed in float32."""
     return _sum(states, mask) / _count(mask)
 
 
 def mean_sqrt_len(states: Tensor, mask: Tensor) -> Tensor:
-    """The sum over tokens, divided by the square root of their number."""
+    """Sum over tokens and divide by the square root of their number."""
     return _sum(states, mask) / _count(mask).sqrt()
 
 
 def weighted_mean(states: Tensor, mask: Tensor) -> Tensor:
-    """The mean over tokens, the first weighing 1, the second 2, and so on (SGPT, arXiv:2202.08904,
+    """Average over tokens, the first weighing 1, the second 2, and so on (SGPT, arXiv:2202.08904,
     section 3).
     """
     weights = mask.cumsum(dim=1) * mask
@@ -54,7 +54,7 @@ def _count(mask: Tensor) -> Tensor:
 
 
 def max_tokens(states: Tensor, mask: Tensor) -> Tensor:
-    """The largest value of each dimension over tokens."""
+    """Take the largest value of each dimension over tokens."""
     return states.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).amax(dim=1).float()
 
 

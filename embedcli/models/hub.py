@@ -43,12 +43,12 @@ class ModelFiles:
     hash_dim: int = 0
 
     def json(self, name: str) -> dict[str, Any]:
-        """A JSON object among the files; empty where there is no such file."""
+        """Read a JSON object among the files; empty where there is no such file."""
         value = self.json_value(name)
         return value if isinstance(value, dict) else {}
 
     def json_value(self, name: str) -> Any:
-        """The content of a JSON file among the files, None where there is none."""
+        """Read a JSON file among the files, None where there is none."""
         if self.path is None or not (self.path / name).is_file():
             return None
         try:
@@ -177,7 +177,7 @@ def file_sha256(path: Path) -> str:
 
 
 def files_sha256(directory: Path, names: Sequence[str]) -> str:
-    """One digest for several files; a single file's is its own sha256, as the hub shows it."""
+    """Return one digest for several files; a single file's is its own sha256, as the hub shows it."""
     digests = [file_sha256(directory / name) for name in names]
     if len(digests) == 1:
         return digests[0]
@@ -186,7 +186,7 @@ def files_sha256(directory: Path, names: Sequence[str]) -> str:
 
 
 def weight_files(path: Path, folders: Sequence[str]) -> list[str]:
-    """The weights' names: the transformer's and those of modules in folders.
+    """List the weights' names: the transformer's and those of modules in folders.
 
     Raises ConfigurationError.
     """
@@ -217,7 +217,7 @@ def weight_files(path: Path, folders: Sequence[str]) -> list[str]:
 
 
 def tokenizer_files(path: Path) -> list[str]:
-    """The files that make the tokenizer. Raises ConfigurationError where there are none."""
+    """List the files that make the tokenizer. Raises ConfigurationError where there are none."""
     for names in (
         ["tokenizer.json"],
         ["tokenizer.model"],

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import embedcli
 from embedcli import encoder
@@ -89,16 +89,16 @@ class ProgressListener(Protocol):
         """Something the user should look at."""
 
     def stage(self, name: str) -> None:
-        """What goes on now; `encoding` once the model is there."""
+        """Tell what goes on now; `encoding` once the model is there."""
 
     def begin(self, rows: int) -> None:
-        """The work on units starts; so many rows are to come."""
+        """Tell that the work on units starts; so many rows are to come."""
 
     def advance(self, rows: int, tokens: int) -> None:
-        """So many more rows are done, and tokens encoded."""
+        """Tell that so many more rows are done, and tokens encoded."""
 
     def workers(self, heartbeats: Sequence[Heartbeat]) -> None:
-        """What each of several workers is doing."""
+        """Tell what each of several workers is doing."""
 
 
 @dataclass
@@ -183,7 +183,7 @@ class Summary:
     def _seconds_of(self, stage: str) -> float:
         return self.seconds.get(stage, 0.0)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it, and the ids."""
         head = {
             "embedcli": embedcli.__version__,

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class Lookup:
 
     @cached_property
     def index(self) -> reuse.VectorIndex | None:
-        """All vectors that can be looked up; None where there are none.
+        """Index all vectors that can be looked up; None where there are none.
 
         Built on disk by whoever needs it first.
         """
@@ -79,22 +79,18 @@ class Lookup:
         Rows that the model gave no vector for are listed beside it.
         """
         try:
-            rejected = {
-                entry["place"]: RowFault(entry["code"], entry["reason"])
-                for entry in self._rejected(state)
-            }
+            rejected = self._rejected(state)
             groups = VectorFile(str(part)).row_groups()
         except (DataError, OSError, ValueError, KeyError, TypeError):
             return False  # damaged: done again
-        faults = {
-            row: rejected[place]
-            for row, place in enumerate(state.records.places)
-            if place in rejected
-        }
+        faults = {}
+        for row, place in enumerate(state.records.places):
+            if place in rejected:
+                faults[row] = rejected[place]
         good = rows_without(len(state.hashes), faults)
-        embedded = replace(
-            state, records=select_records(state.records, good), hashes=state.hashes[good]
-        )
+        # The part holds the other rows: those alone are compared with it.
+        good_records = select_records(state.records, good)
+        embedded = replace(state, records=good_records, hashes=state.hashes[good])
         group = groups[0] if groups else RowGroup(part, 0, 0)
         if len(good) != group.rows:
             return False
@@ -106,9 +102,13 @@ class Lookup:
         self._keep(state, group, "resumed")
         return True
 
-    def _rejected(self, state: UnitState) -> Any:
+    def _rejected(self, state: UnitState) -> dict[int, RowFault]:
+        """Read the rows, by place, that an interrupted run's model gave no vector for."""
         path = self._plan.stage.rejected(state.index)
-        return json.loads(path.read_bytes()) if path.exists() else []
+        if not path.exists():
+            return {}
+        entries = json.loads(path.read_bytes())
+        return {entry["place"]: RowFault(entry["code"], entry["reason"]) for entry in entries}
 
     def _is_whole(self, group: RowGroup, state: UnitState) -> bool:
         """Tell whether a part in staging holds the unit, with every page sound."""

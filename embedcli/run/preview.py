@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from embedcli import encoder
 from embedcli.config import STDOUT
@@ -50,7 +49,7 @@ class Preview:
         """Is there enough disk?"""
         return self.free_bytes is None or self.needed_bytes <= self.free_bytes
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return all of it, for `--report`."""
         return asdict(self)
 

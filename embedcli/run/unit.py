@@ -36,7 +36,7 @@ class UnitResult:
     seconds: dict[str, float] = field(default_factory=dict)
     example: str = ""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the value that `from_json` reads."""
         value: dict[str, Any] = msgspec.to_builtins(self)
         return value

@@ -65,7 +65,7 @@ _DECODER = json.JSONDecoder(
 
 
 def parse(line: Line, limit: int) -> Row:
-    """A line's object. Raises BadRowError for all that is not one strict JSON object in UTF-8."""
+    """Parse a line's object. Raises BadRowError for all that is not one strict JSON object in UTF-8."""
     if line.content is None:
         raise BadRowError(
             "too-long", f"the line is longer than {limit} bytes", "--max-row-bytes raises the limit"
@@ -114,7 +114,7 @@ def _refuse_lone_surrogates(value: Row) -> None:
         ) from None
 
 
-def _depth(value: Any) -> int:
+def _depth(value: object) -> int:
     depth, level = 0, [value]
     while level:
         depth += 1
@@ -127,7 +127,7 @@ def _depth(value: Any) -> int:
     return depth
 
 
-def _json_type(value: Any) -> str:
+def _json_type(value: object) -> str:
     names = {
         bool: "boolean",
         int: "number",
@@ -140,7 +140,7 @@ def _json_type(value: Any) -> str:
 
 
 def lookup(row: Row, name: str) -> Any:
-    """The value under a key, or under a dotted path of keys; MISSING where there is none."""
+    """Return the value under a key, or under a dotted path of keys; MISSING where there is none."""
     if name in row:
         return row[name]
     value: Any = row
@@ -152,7 +152,7 @@ def lookup(row: Row, name: str) -> Any:
 
 
 def text_of(row: Row, name: str) -> str:
-    """The string under `name`. Raises BadRowError where there is none."""
+    """Return the string under `name`. Raises BadRowError where there is none."""
     value = lookup(row, name)
     if isinstance(value, str):
         return value

@@ -66,7 +66,7 @@ Kind = str | ListOf | StructOf
 
 
 def kind_of(values: Sequence[Any], depth: int = 0) -> Kind:
-    """The joined kind of a column's values."""
+    """Return the joined kind of a column's values."""
     kind: Kind = NULL
     for python_type in set(map(type, values)):
         chosen = [value for value in values if type(value) is python_type]
@@ -98,7 +98,7 @@ def _struct(values: list[dict[str, Any]], depth: int) -> Kind:
 
 
 def join(left: Kind, right: Kind) -> Kind:
-    """The least kind that holds all values of both exactly."""
+    """Return the least kind that holds all values of both exactly."""
     if left == right or right == NULL:
         return left
     if left == NULL:
@@ -130,7 +130,7 @@ def join_columns(left: Mapping[str, Kind], right: Mapping[str, Kind]) -> dict[st
 
 
 def arrow_type(kind: Kind) -> pa.DataType:
-    """The Arrow type that holds a kind."""
+    """Return the Arrow type that holds a kind."""
     if isinstance(kind, ListOf):
         return pa.list_(arrow_type(kind.item))
     if isinstance(kind, StructOf):
@@ -139,7 +139,7 @@ def arrow_type(kind: Kind) -> pa.DataType:
 
 
 def schema_of(kinds: Mapping[str, Kind]) -> tuple[pa.Schema, frozenset[str], tuple[str, ...]]:
-    """The Arrow schema for the kinds, the columns that hold JSON text, and what people should know
+    """Return the Arrow schema for the kinds, the columns that hold JSON text, and what people should know
     of them.
     """
     notes = []
@@ -166,7 +166,7 @@ def _holds(kind: Kind, type_name: str) -> bool:
 
 
 def to_arrow(values: Sequence[Any], arrow: pa.DataType, as_json: bool) -> pa.Array:
-    """A column's values as Arrow, nothing rounded or guessed."""
+    """Return a column's values as Arrow, nothing rounded or guessed."""
     if as_json:
         values = [
             None if value is None else json.dumps(value, ensure_ascii=False) for value in values

@@ -9,14 +9,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
-from embedcli.sources import json_types as columns
+from embedcli.sources import json_types
 from embedcli.sources.identity import changed, combine_digests
 from embedcli.sources.json_rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
 from embedcli.sources.sizes import MAX_UNIT_ROWS
@@ -28,7 +28,7 @@ _EXCERPT = 200
 def _lines(
     stream: BinaryIO, start: int, stop: int | None, first: int, limit: int
 ) -> Iterator[Line]:
-    """The lines in [start, stop). A line over `limit` bytes is passed over in bounded memory.
+    """Yield the lines in [start, stop). A line over `limit` bytes is passed over in bounded memory.
 
     Nothing behind `stop` is read: what is appended to a last line without an end belongs to the
     next run.
@@ -59,7 +59,7 @@ def _at_most(limit: int, offset: int, stop: int | None) -> int:
 
 
 def _digest(lines: Iterable[Line]) -> str:
-    """Of the bytes of some lines; 32 hex digits."""
+    """Return 32 hex digits over the bytes of some lines."""
     hashing = hashlib.blake2b(digest_size=16)
     for line in lines:
         hashing.update(line.digest if line.content is None else line.content)
@@ -67,7 +67,7 @@ def _digest(lines: Iterable[Line]) -> str:
 
 
 def _units_of_lines(stream: BinaryIO, unit_bytes: int, limit: int) -> Iterator[list[Line]]:
-    """Lines in groups: a group ends where a line starts beyond the next multiple of `unit_bytes`,
+    """Yield lines in groups: a group ends where a line starts beyond the next multiple of `unit_bytes`,
     or is full.
     """
     group: list[Line] = []
@@ -99,9 +99,8 @@ def _parse_lines(lines: Iterable[Line], file: InputFile, options: InputOptions) 
             row = parse(line, options.max_row_bytes)
             text = text_of(row, options.text_column)
         except BadRowError as bad:
-            excerpt = (
-                (line.content or b"").decode("utf-8", "backslashreplace")[:_EXCERPT].rstrip("\r\n")
-            )
+            content = (line.content or b"").decode("utf-8", "backslashreplace")
+            excerpt = content[:_EXCERPT].rstrip("\r\n")
             parsed.rejects.append(
                 Reject(file.name, file.place, line.number, line.offset, bad.fault, excerpt)
             )
@@ -158,76 +157,89 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
 
     Raises DataError at the first bad row, unless rejects are wanted.
     """
-    units: list[Unit] = []
-    kinds: dict[str, columns.Kind] = {}
-    fields_seen: set[str] = set()
-    late_marks = 0
+    scan = _Scan(options)
     for index, file in enumerate(files):
         with open(file.path, "rb", buffering=2**20) as stream:
             for lines in _units_of_lines(stream, unit_bytes, options.max_row_bytes):
-                if lines[0].offset == 0:
-                    _refuse_other_shapes(lines, file, options)
-                parsed = _parse_lines(lines, file, options)
-                stop_at_first(parsed.rejects, options.on_error)
-                kinds = columns.join_columns(kinds, _kinds(parsed.rows, options))
-                if len(kinds) > _MAX_COLUMNS:
-                    raise DataError(
-                        f"{file.name}: more than {_MAX_COLUMNS} columns",
-                        "choose some: --columns id,title",
-                    )
-                fields_seen |= {name for name in options.fields if _seen(parsed.rows, name)}
-                late_marks += sum(
-                    line.offset > 0 and (line.content or b"").startswith(BOM) for line in lines
-                )
-                rows = len(parsed.rows) + len(parsed.rejects)
-                units.append(
-                    Unit(
-                        index,
-                        lines[0].offset,
-                        lines[-1].stop,
-                        lines[0].number,
-                        rows,
-                        _digest(lines),
-                    )
-                )
-    _check_columns(kinds, fields_seen, options, rows=sum(unit.rows for unit in units))
-    schema, json_columns, notes = columns.schema_of(kinds)
-    if late_marks:
+                scan.add_unit(index, file, lines)
+    scan.check_columns()
+    schema, json_columns, notes = json_types.schema_of(scan.kinds)
+    if scan.late_marks:
         notes += (
-            f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",
+            f"{scan.late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",
         )
-    digest = combine_digests(unit.digest for unit in units)
-    return Corpus(tuple(files), tuple(units), schema, json_columns, notes, digest)
+    digest = combine_digests(unit.digest for unit in scan.units)
+    return Corpus(tuple(files), tuple(scan.units), schema, json_columns, notes, digest)
 
 
-def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, columns.Kind]:
-    names = dict.fromkeys(name for row in rows for name in row)
-    shown_columns = (
-        names if options.columns is None else [name for name in options.columns if name in names]
-    )
-    return {name: columns.kind_of([row.get(name) for row in rows]) for name in shown_columns}
+class _Scan:
+    """What the planning pass has learned so far.
+
+    kinds: what each column holds; fields_seen: the template's columns that some row has;
+    late_marks: lines within a file that start with a byte order mark.
+    """
+
+    def __init__(self, options: InputOptions) -> None:
+        self._options = options
+        self.units: list[Unit] = []
+        self.kinds: dict[str, json_types.Kind] = {}
+        self.fields_seen: set[str] = set()
+        self.late_marks = 0
+
+    def add_unit(self, index: int, file: InputFile, lines: list[Line]) -> None:
+        """Parse the lines of a unit and forget them: only counts and kinds stay.
+
+        Raises DataError.
+        """
+        options = self._options
+        start, stop = lines[0], lines[-1]
+        if start.offset == 0:
+            _refuse_other_shapes(lines, file, options)
+        parsed = _parse_lines(lines, file, options)
+        stop_at_first(parsed.rejects, options.on_error)
+        self.kinds = json_types.join_columns(self.kinds, _kinds(parsed.rows, options))
+        if len(self.kinds) > _MAX_COLUMNS:
+            raise DataError(
+                f"{file.name}: more than {_MAX_COLUMNS} columns", "choose some: --columns id,title"
+            )
+        self.fields_seen |= {name for name in options.fields if _seen(parsed.rows, name)}
+        self.late_marks += sum(_has_late_mark(line) for line in lines)
+        rows = len(parsed.rows) + len(parsed.rejects)
+        self.units.append(Unit(index, start.offset, stop.stop, start.number, rows, _digest(lines)))
+
+    def check_columns(self) -> None:
+        """See that some row has each column asked for. Raises DataError."""
+        if not any(unit.rows for unit in self.units):
+            return
+        options = self._options
+        requests = (
+            ("--columns", options.columns or (), set(self.kinds)),
+            ("the template", options.fields, self.fields_seen),
+        )
+        for option, names, names_seen in requests:
+            for name in names:
+                if name not in names_seen:
+                    raise DataError(f"no row has the column {name!r} that {option} names")
+
+
+def _has_late_mark(line: Line) -> bool:
+    return line.offset > 0 and line.content is not None and line.content.startswith(BOM)
+
+
+def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, json_types.Kind]:
+    """Return what each column that is to be carried holds in some rows."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if options.columns is not None:
+        names = [name for name in options.columns if name in names]
+    return {name: json_types.kind_of([row.get(name) for row in rows]) for name in names}
 
 
 def _seen(rows: Sequence[Row], name: str) -> bool:
     return any(lookup(row, name) is not MISSING for row in rows)
 
 
-def _check_columns(
-    kinds: dict[str, columns.Kind], fields: set[str], options: InputOptions, rows: int
-) -> None:
-    if not rows:
-        return
-    for wanted, found, option in (
-        (options.columns or (), set(kinds), "--columns"),
-        (options.fields, fields, "the template"),
-    ):
-        for name in wanted:
-            if name not in found:
-                raise DataError(f"no row has the column {name!r} that {option} names")
-
-
 def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
-    """A function that reads a unit's records again, as the plan's schema wants them."""
+    """Return a function that reads a unit's records again, as the plan's schema wants them."""
     return _read
 
 
@@ -241,31 +253,24 @@ def _read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
     if _digest(lines) != unit.digest:
         raise changed(file, f"from line {unit.first}")
     parsed = _parse_lines(lines, file, options)
-    arrays = [
-        columns.to_arrow(
-            [row.get(column.name) for row in parsed.rows],
-            column.type,
-            column.name in corpus.json_columns,
-        )
-        for column in corpus.schema
-    ]
-    values = {name: [lookup(row, name) for row in parsed.rows] for name in options.fields}
-    fields = {
-        name: [None if value is MISSING else value for value in column]
-        for name, column in values.items()
-    }
-    return Records(
-        _table(arrays, corpus.schema, len(parsed.rows)),
-        parsed.texts,
-        fields,
-        parsed.places,
-        parsed.rejects,
-    )
+    arrays = []
+    for column in corpus.schema:
+        values = [row.get(column.name) for row in parsed.rows]
+        as_json = column.name in corpus.json_columns
+        arrays.append(json_types.to_arrow(values, column.type, as_json))
+    table = _table(arrays, corpus.schema, len(parsed.rows))
+    fields = {name: _field_values(parsed.rows, name) for name in options.fields}
+    return Records(table, parsed.texts, fields, parsed.places, parsed.rejects)
+
+
+def _field_values(rows: Sequence[Row], name: str) -> list[Any]:
+    """Return a template field's value in each row; None where the row lacks it."""
+    values = [lookup(row, name) for row in rows]
+    return [None if value is MISSING else value for value in values]
 
 
 def _table(arrays: list[pa.Array], schema: pa.Schema, rows: int) -> pa.Table:
     if arrays:
         return pa.table(arrays, schema=schema)
-    return pa.table({"": pa.nulls(rows)}).select(
-        []
-    )  # a table of no columns keeps its number of rows
+    # A table of no columns keeps its number of rows only where it had a column before.
+    return pa.table({"": pa.nulls(rows)}).select([])

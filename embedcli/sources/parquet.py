@@ -117,10 +117,8 @@ def _sizes(metadata: pq.FileMetaData, text_column: str) -> Iterator[tuple[int, f
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         text_bytes = 0 if leaf is None else group.column(leaf).total_uncompressed_size
-        yield (
-            group.num_rows,
-            max(text_bytes, group.total_byte_size / MAX_WIDTH) / max(1, group.num_rows),
-        )
+        size = max(text_bytes, group.total_byte_size / MAX_WIDTH)
+        yield group.num_rows, size / max(1, group.num_rows)
 
 
 def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:

@@ -54,14 +54,11 @@ def _find_type(file: InputFile, schema: pa.Schema, name: str, option: str) -> pa
 
 def _no_column(file: InputFile, schema: pa.Schema, name: str, option: str) -> DataError:
     close = [candidate for candidate in schema.names if candidate.lower() == name.lower()]
-    hint = (
-        f"did you mean {close[0]!r}?"
-        if close
-        else "columns of a struct are named by a path: doc.text"
-    )
-    return DataError(
-        f"{file.name}: no column {name!r} for {option} (columns: {', '.join(schema.names)})", hint
-    )
+    hint = "columns of a struct are named by a path: doc.text"
+    if close:
+        hint = f"did you mean {close[0]!r}?"
+    columns = ", ".join(schema.names)
+    return DataError(f"{file.name}: no column {name!r} for {option} (columns: {columns})", hint)
 
 
 def _check_text_type(file: InputFile, column_type: pa.DataType, options: InputOptions) -> None:

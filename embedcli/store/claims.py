@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ class ClaimBoard:
         self._claim(index).unlink(missing_ok=True)
 
     def claimed_by(self, worker: str) -> list[int]:
-        """The units that a worker has taken and not finished."""
+        """List the units that a worker has taken and not finished."""
         claims = (
             path
             for path in (self.stage.run / "claims").iterdir()
@@ -99,30 +99,30 @@ class ClaimBoard:
         return sorted(int(path.name) for path in claims if _read(path) == worker)
 
     def holder(self, index: int) -> str:
-        """The worker that has taken a unit; empty where nobody has."""
+        """Return the worker that has taken a unit; empty where nobody has."""
         return _read(self._claim(index))
 
     def count_claims(self) -> int:
-        """How many units somebody has taken."""
+        """Count the units that somebody has taken."""
         return sum(1 for _ in (self.stage.run / "claims").iterdir())
 
     def any_free(self, units: Iterable[int]) -> bool:
-        """Is one of the units taken by nobody?"""
+        """Tell whether one of the units is taken by nobody."""
         return any(not self.holder(index) for index in units)
 
     def attempts(self, index: int) -> int:
-        """How often a unit was begun and not finished."""
+        """Count how often a unit was begun and not finished."""
         return len(_read(self.stage.attempts(index)))
 
     def forget_attempt(self, index: int) -> None:
-        """A unit was given up for a reason that doesn't lie in it."""
+        """Forget that a unit was begun: it was given up for a reason that doesn't lie in it."""
         count = self.attempts(index)
         if count > 1:
             self.stage.attempts(index).write_text("x" * (count - 1))
         else:
             self.stage.attempts(index).unlink(missing_ok=True)
 
-    def finish(self, index: int, result: dict[str, Any]) -> None:
+    def finish(self, index: int, result: dict[str, object]) -> None:
         """Say what became of a unit."""
         self._put(self.stage.run / "done" / f"{index:06d}", result)
         self.stage.attempts(index).unlink(missing_ok=True)
@@ -130,26 +130,26 @@ class ClaimBoard:
             self._beat = replace(self._beat, finished=self._beat.finished + 1)
 
     def is_done(self, index: int) -> bool:
-        """Is a unit finished?"""
+        """Tell whether a unit is finished."""
         return (self.stage.run / "done" / f"{index:06d}").exists()
 
     def done(self) -> set[int]:
-        """The units that are finished."""
+        """Return the units that are finished."""
         return {
             int(path.name) for path in (self.stage.run / "done").iterdir() if path.suffix != ".tmp"
         }
 
     def result(self, index: int) -> dict[str, Any]:
-        """What became of a finished unit."""
+        """Read what became of a finished unit."""
         result: dict[str, Any] = json.loads((self.stage.run / "done" / f"{index:06d}").read_bytes())
         return result
 
-    def fail(self, failure: dict[str, Any]) -> None:
+    def fail(self, failure: Mapping[str, object]) -> None:
         """Say why this worker can't go on."""
         self._put(self.stage.run / "failed" / self.worker, failure)
 
     def failures(self) -> list[dict[str, Any]]:
-        """Why workers can't go on."""
+        """Read why workers can't go on."""
         paths = sorted(
             path for path in (self.stage.run / "failed").iterdir() if path.suffix != ".tmp"
         )
@@ -167,7 +167,7 @@ class ClaimBoard:
         self._show()
 
     def advance(self, rows: int, tokens: int) -> None:
-        """So many more rows of the unit are done. Shown at most five times a second."""
+        """Count so many more rows of the unit as done. Shown at most five times a second."""
         with self._lock:
             old = self._beat
             self._beat = replace(
@@ -183,7 +183,7 @@ class ClaimBoard:
         self._put(self.stage.run / "beats" / self.worker, asdict(self._beat))
 
     def heartbeats(self) -> list[Heartbeat]:
-        """What all workers say of themselves."""
+        """Read what all workers say of themselves."""
         heartbeats = []
         for path in sorted((self.stage.run / "beats").iterdir()):
             if path.suffix != ".tmp":
@@ -194,7 +194,7 @@ class ClaimBoard:
     def _claim(self, index: int) -> Path:
         return self.stage.run / "claims" / f"{index:06d}"
 
-    def _put(self, path: Path, value: Any) -> None:
+    def _put(self, path: Path, value: object) -> None:
         unfinished = path.with_name(f"{path.name}.{self.worker}.tmp")
         unfinished.write_text(json.dumps(value))
         os.replace(unfinished, path)

@@ -10,7 +10,7 @@ from embedcli.errors import UsageError
 
 
 def columns(where: str, known: Sequence[str]) -> list[str]:
-    """The columns that a condition may name: those whose name stands in it.
+    """List the columns that a condition may name: those whose name stands in it.
 
     At least one, which counts the rows.
 

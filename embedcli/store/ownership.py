@@ -159,5 +159,5 @@ def _kind_of(content: bytes) -> Any:
     return value.get(KIND) if isinstance(value, dict) else None
 
 
-def _has_columns(row: Any, names: Sequence[str]) -> bool:
+def _has_columns(row: object, names: Sequence[str]) -> bool:
     return isinstance(row, dict) and all(name in row for name in names)

@@ -96,9 +96,9 @@ class Provenance:
     libraries: Mapping[str, str]
     counts: OutputCounts | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Return the value that `from_json` reads."""
-        value: dict[str, Any] = {
+        value: dict[str, object] = {
             "format_version": FORMAT_VERSION,
             "embedcli": self.embedcli,
             "libraries": dict(self.libraries),
@@ -144,7 +144,7 @@ class Provenance:
         return cls.from_json(value)
 
 
-def _column_to_json(column: ColumnProvenance) -> dict[str, Any]:
+def _column_to_json(column: ColumnProvenance) -> dict[str, object]:
     # The ids stand beside the recipe for programs that only compare.
     return {"space_id": column.recipe.space.id, "recipe_id": column.recipe.id, **asdict(column)}
 

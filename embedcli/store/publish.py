@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -114,7 +113,7 @@ def write_rejects(rejects: Sequence[Reject], path: str) -> None:
     files.write_atomically(path, "".join(lines).encode())
 
 
-def _as_json(reject: Reject) -> dict[str, Any]:
+def _as_json(reject: Reject) -> dict[str, object]:
     value = {
         ownership.KIND: ownership.REJECT,
         "file": reject.file,

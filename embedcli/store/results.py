@@ -26,7 +26,7 @@ def check_place(path: str) -> None:
     ownership.check_replaceable(path, "--per-query", ownership.are_results)
 
 
-def write(path: str, columns: Mapping[str, Sequence[Any]]) -> None:
+def write(path: str, columns: Mapping[str, Sequence[object]]) -> None:
     """Write columns under a name, all at once. Raises UsageError, StorageError."""
     check_name(path)
     table = pa.table(dict(columns)).replace_schema_metadata({parts.RESULTS_KEY: b""})
@@ -40,7 +40,7 @@ def write(path: str, columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def read(path: str) -> dict[str, list[Any]]:
-    """The columns of such a file. Raises InputMissingError, DataError."""
+    """Read the columns of such a file. Raises InputMissingError, DataError."""
     check_name(path)
     try:
         if Path(path).suffix == ".parquet":

@@ -113,7 +113,7 @@ class VectorIndex:
 
 
 def count_removed(before: Prefixes, after: Iterable[Prefixes]) -> int:
-    """Count the keys `before` that have no partner among the keys `now`.
+    """Count the keys `before` that have no partner among the keys `after`.
 
     Each key is the partner of one.
     """

@@ -24,7 +24,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from embedcli.errors import AccessError, EmbedcliError, LockedError, OutputError, from_os_error
 from embedcli.files import rename, sync
@@ -69,19 +68,19 @@ class Staging:
         return self.path / "earlier"
 
     def part(self, index: int) -> Path:
-        """The name of a unit's part once it is durable."""
+        """Return the name of a unit's part once it is durable."""
         return self.parts / parts.part_name(index, self.version)
 
     def rejected(self, index: int) -> Path:
-        """The file of a unit's rows that the model gave no vector for."""
+        """Return the file of a unit's rows that the model gave no vector for."""
         return self.path / "rejected" / f"{index:06d}.json"
 
     def attempts(self, index: int) -> Path:
-        """The file that counts how often a unit was begun."""
+        """Return the file that counts how often a unit was begun."""
         return self.path / "attempts" / f"{index:06d}"
 
     def unfinished(self) -> Path:
-        """A new name for a file that is being written; nobody else's."""
+        """Return a new name for a file that is being written; nobody else's."""
         return self.run / f"{secrets.token_hex(8)}.tmp"
 
     @property
@@ -123,12 +122,12 @@ class Staging:
 
 
 def place_of(output: Path) -> Path:
-    """The staging directory of an output."""
+    """Return the staging directory of an output."""
     return output.parent / f".{output.name}.embedcli"
 
 
 def is_marked(path: Path) -> bool:
-    """Does a folder carry the mark of our staging directories?"""
+    """Tell whether a folder carries the mark of our staging directories."""
     return (path / MARKER).is_file()
 
 
@@ -167,7 +166,7 @@ def open_staging(
 
 @contextlib.contextmanager
 def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
-    """A staging directory for a stream: nothing outlives the run."""
+    """Open a staging directory for a stream: nothing outlives the run."""
     descriptor = os.open(directory, _OPEN_DIRECTORY)
     try:
         with _held(directory, descriptor) as (path, handle):
@@ -184,7 +183,7 @@ def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def open_joined(output: Path, token: str) -> Iterator[Staging | None]:
-    """The staging directory that another process of the same run holds; None while that has not
+    """Open the staging directory that another process of the same run holds; None while that has not
     prepared it.
 
     Raises AccessError where another user made it.
@@ -227,7 +226,7 @@ def _held(name: Path, descriptor: int) -> Iterator[tuple[Path, int]]:
 
 
 def path_of(handle: int) -> Path:
-    """The path that leads to an open directory."""
+    """Return the path that leads to an open directory."""
     return Path(f"/proc/self/fd/{handle}")
 
 
@@ -300,15 +299,17 @@ def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -
     may differ.
     """
     try:
-        descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        probe_descriptor = os.open(
+            probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600
+        )
     except PermissionError:
         if os.fstat(descriptor).st_uid == os.geteuid():
             raise AccessError(
                 f"{name}: can't be written", "remove it, or choose another name with -o"
             ) from None
         raise _foreign(name) from None
-    status, probed = os.fstat(descriptor), os.fstat(descriptor)
-    os.close(descriptor)
+    status, probed = os.fstat(descriptor), os.fstat(probe_descriptor)
+    os.close(probe_descriptor)
     is_foreign = probed.st_uid != status.st_uid
     # Some file systems know no modes: there a file made for its owner alone is open to others, too.
     has_modes = not probed.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
@@ -408,11 +409,11 @@ def write_durably(unfinished: Path, target: Path, content: bytes) -> None:
     rename(unfinished, target)
 
 
-def write_json(unfinished: Path, target: Path, value: Any) -> None:
+def write_json(unfinished: Path, target: Path, value: object) -> None:
     """Write a JSON file under its name, whole and durable, or not at all."""
     write_durably(unfinished, target, as_json(value))
 
 
-def as_json(value: Any) -> bytes:
-    """A line of JSON."""
+def as_json(value: object) -> bytes:
+    """Return a line of JSON."""
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"

@@ -26,7 +26,7 @@ class StreamWriter(Protocol):
         """Send a unit's table."""
 
     def close(self) -> None:
-        """All units are in."""
+        """End the stream: all units are in."""
 
 
 class ArrowWriter:
@@ -66,7 +66,7 @@ class JsonlWriter:
         self._stream.flush()
 
     def _rows(self, table: pa.Table) -> list[dict[str, Any]]:
-        """The values beside the vectors.
+        """Return the values beside the vectors.
 
         Raises DataError where Python has no value for one, as for the year 10,000.
         """
@@ -80,11 +80,11 @@ class JsonlWriter:
         return rows
 
     def close(self) -> None:
-        """All is sent already."""
+        """Do nothing: all is sent already."""
 
 
 def json_of(row: dict[str, Any]) -> str:
-    """A row as JSON: what JSON lacks becomes strings (times in ISO 8601, bytes in base64), NaN
+    """Return a row as JSON: what JSON lacks becomes strings (times in ISO 8601, bytes in base64), NaN
     becomes null.
     """
     try:
@@ -102,7 +102,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON lacks: times in ISO 8601, decimals as strings, bytes in base64."""
+    """Convert what JSON lacks: times in ISO 8601, decimals as strings, bytes in base64."""
     if isinstance(value, (date, time)):
         return value.isoformat()
     if isinstance(value, timedelta):

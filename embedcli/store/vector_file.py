@@ -242,9 +242,8 @@ class VectorFile:
         blocks = list(self.blocks())
         if not blocks:
             return np.empty((0, self.dim), np.float32), np.empty(0, np.int64)
-        return np.concatenate([block.vectors for block in blocks]), np.concatenate(
-            [block.rows for block in blocks]
-        )
+        vectors = np.concatenate([block.vectors for block in blocks])
+        return vectors, np.concatenate([block.rows for block in blocks])
 
     def _vector_column(self, requested: str | None) -> str:
         """Choose the vector column: the one asked for, one of ours, the one named `embedding`, the
@@ -259,12 +258,8 @@ class VectorFile:
                 f"{self.path}: no column of vectors: {description}",
                 f"its columns: {', '.join(self.schema.names)}",
             )
-        candidates = [
-            name
-            for name in vectors
-            if self.provenance is not None and name in self.provenance.columns
-        ]
-        candidates = candidates or vectors
+        known = self.provenance.columns if self.provenance is not None else {}
+        candidates = [name for name in vectors if name in known] or vectors
         return "embedding" if "embedding" in candidates else candidates[0]
 
 

@@ -1,0 +1,69 @@
+"""`--help` of a verb: its options in groups, a line each where that suffices."""
+
+import copy
+from collections import defaultdict
+from typing import Any
+
+import typer.core
+
+# The widest help text; narrower where the terminal is.
+WIDTH = 100
+_NAMES_WIDTH = 30
+_DEFAULT_GROUP = "Options"
+_GROUPS = {
+    "Input": (
+        *("text_column", "columns", "on_error", "rejects", "min_rows", "allow_empty"),
+        *("max_row_bytes", "binary_as_utf8"),
+    ),
+    "Model and template": (
+        *("role", "model", "revision", "trust_remote_code", "template", "task"),
+        *("max_length", "dim", "normalize", "like"),
+    ),
+    "Output": ("output", "format", "embedding_column", "vector_type", "update", "overwrite"),
+    "Run": ("fresh", "dry_run", "report", "quiet", "watchdog", "help"),
+    "Speed": ("device", "dtype", "num_processes", "batch_tokens", "compile"),
+}
+_GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
+_ENVIRONMENT = (
+    "An option's default can be set by an environment variable of its name: "
+    "EMBEDCLI_BATCH_TOKENS=4096 for --batch-tokens."
+)
+# A verb with fewer options shows them in one list.
+_MIN_OPTIONS = 20
+
+
+class GroupedCommand(typer.core.TyperCommand):
+    """A verb whose help shows its options in groups."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then each group of options."""
+        params = self.get_params(ctx)
+        options = [param for param in params if param.param_type_name == "option"]
+        sections: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+        if len(options) < len(params):
+            sections["Arguments"] = []
+        if len(options) >= _MIN_OPTIONS:
+            sections |= {group: [] for group in _GROUPS}
+        for param in params:
+            group = _DEFAULT_GROUP
+            if param.param_type_name == "argument":
+                group = "Arguments"
+            elif len(options) >= _MIN_OPTIONS:
+                group = _GROUP_OF.get(param.name, _DEFAULT_GROUP)
+            # Not each option its variable: the epilog says it once for all.
+            shown: Any = copy.copy(param)
+            shown.show_envvar = False
+            record = shown.get_help_record(ctx)
+            if record is not None:
+                sections[group].append(record)
+        for group, records in sections.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records, col_max=_NAMES_WIDTH)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Say how the environment sets options, where it does."""
+        variables = [param for param in self.get_params(ctx) if param.envvar]
+        if variables:
+            formatter.write_paragraph()
+            formatter.write_text(_ENVIRONMENT)
