@@ -155,6 +155,7 @@ def _neighbours(file: VectorFile, rows: Numbers, sampled: Numbers) -> list[list[
     queries = file.vectors(rows[sampled].tolist())
     _, numbers = nearest(queries, _blocks_of_rows(file, rows), NEIGHBOURS + 1)
     rankings = []
+    # One neighbour more was asked for, since a vector's nearest is itself.
     for pair, ranking in zip(sampled.tolist(), numbers.tolist(), strict=True):
         rankings.append([number for number in ranking if number != pair][:NEIGHBOURS])
     return rankings
@@ -165,6 +166,7 @@ def _blocks_of_rows(file: VectorFile, rows: Numbers) -> Iterator[tuple[Numbers, 
     order = np.argsort(rows)
     sorted_rows = rows[order]
     for block in file.blocks():
+        # Where each row of the block would stand among `rows`, and whether it is there.
         position = np.searchsorted(sorted_rows, block.rows)
         is_wanted = sorted_rows[np.minimum(position, len(rows) - 1)] == block.rows
         yield order[position[is_wanted]], block.vectors[is_wanted]

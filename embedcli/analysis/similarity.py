@@ -56,6 +56,7 @@ def nearest(
     if not len(queries):
         return scores, numbers
     for block_numbers, block_vectors in blocks:
+        # A NaN would take part in every comparison below.
         finite = np.isfinite(block_vectors).all(axis=1)
         block_numbers, block_vectors = block_numbers[finite], block_vectors[finite]
         if not len(block_numbers):
@@ -79,9 +80,8 @@ def _candidates(
     than twice that: whatever lies within `slack` of the k-th best is looked at again, in float64.
     """
     longest = np.linalg.norm(vectors, axis=1).max()
-    slack = (
-        2 * vectors.shape[1] * _UNIT_ROUNDOFF * np.linalg.norm(queries, axis=1) * longest
-    )  # [queries]
+    error = vectors.shape[1] * _UNIT_ROUNDOFF * np.linalg.norm(queries, axis=1) * longest
+    slack = 2 * error  # [queries]
     step = max(1, _SCORES_AT_ONCE // len(vectors))
     for start in range(0, len(queries), step):
         rough = queries[start : start + step] @ vectors.T  # [step, n]

@@ -39,6 +39,7 @@ def packs(lengths: Lengths, budget: int) -> Iterator[Rows]:
     order = np.argsort(-lengths, kind="stable")
     sizes, next_row, remaining = np.unique(-lengths[order], return_index=True, return_counts=True)
     sizes = -sizes  # falling
+    # A pack is filled length by length, not text by text: there are far fewer lengths than texts.
     while remaining.any():
         longest = int(sizes[np.flatnonzero(remaining)[0]])
         room = max(budget, longest)

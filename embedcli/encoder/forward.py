@@ -61,7 +61,7 @@ class TorchEncoder:
         Vectors leave the device once, at the end.
         """
         model, lengths = self._model, prepared.lengths
-        vectors = torch.zeros((len(lengths), model.spec.dim), device=model.device)
+        vectors = torch.zeros((len(lengths), model.spec.dim), device=model.device)  # float32
         padded = 0
         # Some tokenizers add no special tokens: an empty text has nothing that a model could look at.
         failed = dict.fromkeys(
@@ -94,7 +94,7 @@ class TorchEncoder:
         packed, padded = rows[packable], rows[~packable]
         ordered = [packed[batch] for batch in packs(lengths[packed], self._budget)]
         ordered += [padded[batch] for batch in batches(lengths[padded], self._budget)]
-        return ordered[::-1]
+        return ordered[::-1]  # the caller pops from the end
 
     def _repair(
         self, vectors: Tensor, tokens: Tokens, given_up: Mapping[int, str]
@@ -171,6 +171,7 @@ def _padded_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[B
     positions = np.arange(width)
     if model.tokenizer.pads_left:
         positions = positions - (width - lengths)
+    # All ids at once: True cells of a mask are filled row by row, as the ids lie.
     is_token = (positions >= 0) & (positions < lengths)  # [n, width]
     ids = np.full(is_token.shape, model.tokenizer.pad_id, np.int64)
     ids[is_token] = tokens.ids_of(rows)

@@ -65,10 +65,8 @@ class HashEncoder:
         truncated = np.zeros(count, dtype=np.bool_)
         for start in range(0, count, _ROWS_AT_ONCE):
             stop = min(count, start + _ROWS_AT_ONCE)
-            shortened = [
-                self._cut(*row)
-                for row in zip(*(column[start:stop] for column in prepared), strict=True)
-            ]
+            batch = zip(*(column[start:stop] for column in prepared), strict=True)
+            shortened = [self._cut(string, begin, end) for string, begin, end in batch]
             tokens[start:stop] = [words for _, words, _ in shortened]
             truncated[start:stop] = [cut for _, _, cut in shortened]
             vectors[start:stop] = self._vectors([string for string, _, _ in shortened])

@@ -88,6 +88,7 @@ def _by_groups(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Ten
     start = 0
     for count, length in _Running.groups:
         texts = slice(start, start + count * length)
+        # From [heads, count * length, size] to a batch: [count, heads, length, size].
         q, k, v = (
             states[0, :, texts].unflatten(1, (count, length)).transpose(0, 1)
             for states in (query, key, value)
@@ -110,6 +111,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, scale: float, out: Tensor
         )
         _Running.edges = edges, sum(lengths), max(lengths)
     edges, stop, longest = _Running.edges
+    # The kernel takes [tokens, heads, size]; what fills the pack up behind `stop` is left out.
     q, k, v = (states[0, :, :stop].transpose(0, 1).contiguous() for states in (query, key, value))
     window = (-1, 0) if _Running.causal else (-1, -1)
     attended = varlen_attn(q, k, v, edges, edges, longest, longest, scale=scale, window_size=window)
@@ -133,12 +135,15 @@ def _attention(
         raise NotImplementedError("attention with a bias or a cap on its scores")
     if (window := options.get("sliding_window")) is not None and not torch.compiler.is_compiling():
         _Running.window = min(window, _Running.window or window)
-    if (shared := query.shape[1] // key.shape[1]) > 1:
-        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
+    # Grouped-query attention: several heads of the query share one of keys and values.
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key = key.repeat_interleave(shared, dim=1)
+        value = value.repeat_interleave(shared, dim=1)
     scale = options.get("scaling")
-    return packed_attention(
-        query, key, value, scale if scale is not None else query.shape[-1] ** -0.5
-    ), None
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    return packed_attention(query, key, value, scale), None
 
 
 transformers.AttentionInterface.register(ATTENTION, _attention)
@@ -150,28 +155,25 @@ def find_packing(transformer: Any, pad_id: int, positions: int | None) -> Packin
     `positions`: the size of its table of positions, if it has one.
     """
     own, parameter = transformer.config._attn_implementation, next(transformer.parameters())
+    # Long enough to show that each text sees itself alone: where the table of positions is short,
+    # only a pack that outgrows it shows whether the class minds.
     lengths = [*_PROBE]
     while positions is not None and positions < _SHORT_TABLE and sum(lengths) <= positions:
         lengths += _PROBE
-    kernels = (
-        ("varlen", "groups")
-        if parameter.is_cuda and parameter.dtype != torch.float32
-        else ("groups",)
-    )
+    kernels = ["groups"]
+    if parameter.is_cuda and parameter.dtype != torch.float32:
+        kernels.insert(0, "varlen")
     guess = any(getattr(module, "is_causal", False) for module in transformer.modules())
     padded = _padded_states(transformer, lengths)
     transformer.set_attn_implementation(ATTENTION)
     if transformer.config._attn_implementation == ATTENTION:
         # RoBERTa numbers its positions from behind the padding token's id.
-        for kernel, causal, offset in itertools.product(
-            kernels, (guess, not guess), (0, pad_id + 1)
-        ):
-            if (
-                packing := _tried(
-                    transformer, lengths, padded, Packing(causal, offset, own, kernel)
-                )
-            ) is not None:
-                return packing
+        offsets = (0, pad_id + 1)
+        for kernel, causal, offset in itertools.product(kernels, (guess, not guess), offsets):
+            packing = Packing(causal, offset, own, kernel)
+            packing_with_window = _tried(transformer, lengths, padded, packing)
+            if packing_with_window is not None:
+                return packing_with_window
     transformer.set_attn_implementation(own)
     return None
 
@@ -181,14 +183,16 @@ def _tried(
 ) -> Packing | None:
     """Return the packing, with its window, if packed states are the padded ones."""
     _Running.window = None
+    groups = [(1, length) for length in lengths]
     try:
-        states = packed_states(
-            transformer, _ids(lengths), [(1, length) for length in lengths], packing
-        )
+        states = packed_states(transformer, _ids(lengths), groups, packing)
     except Exception:  # whatever a class of transformers has against packs, there is the padded way
         return None
     error = torch.linalg.vector_norm(states.float() - padded) / torch.linalg.vector_norm(padded)
-    return replace(packing, window=_Running.window) if error < _ERRORS[states.dtype] else None
+    if error >= _ERRORS[states.dtype]:
+        return None
+    # The class has told its window, if it has one, when it called our attention.
+    return replace(packing, window=_Running.window)
 
 
 @contextmanager

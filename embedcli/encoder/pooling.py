@@ -16,15 +16,15 @@ PoolingFunction = Callable[[Tensor, Tensor], Tensor]
 
 def cls(states: Tensor, mask: Tensor) -> Tensor:
     """Take the first token's state."""
-    first = mask.to(torch.int32).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), first].float()
+    position = mask.to(torch.int32).argmax(dim=1)  # [B], of the first 1
+    return states[torch.arange(len(states), device=states.device), position].float()
 
 
 def last_token(states: Tensor, mask: Tensor) -> Tensor:
     """Take the last token's state, whichever side is padded."""
     positions = torch.arange(mask.shape[1], device=mask.device)
-    last = (mask * positions).argmax(dim=1)
-    return states[torch.arange(len(states), device=states.device), last].float()
+    position = (mask * positions).argmax(dim=1)  # [B], of the last 1
+    return states[torch.arange(len(states), device=states.device), position].float()
 
 
 def mean(states: Tensor, mask: Tensor) -> Tensor:
@@ -41,11 +41,12 @@ def weighted_mean(states: Tensor, mask: Tensor) -> Tensor:
     """Average over tokens, the first weighing 1, the second 2, and so on (SGPT, arXiv:2202.08904,
     section 3).
     """
-    weights = mask.cumsum(dim=1) * mask
+    weights = mask.cumsum(dim=1) * mask  # [B, T]: 1, 2, 3, ... over tokens, 0 over padding
     return _sum(states.float(), weights) / weights.sum(dim=1, keepdim=True).clamp(min=1).float()
 
 
 def _sum(states: Tensor, weights: Tensor) -> Tensor:
+    # In the states' dtype, summed in float32: as sentence-transformers does it.
     return (states * weights.unsqueeze(-1).to(states.dtype)).sum(dim=1, dtype=torch.float32)
 
 

@@ -67,6 +67,7 @@ class Tokenizer:
         self.before, self.after = _special_ids(self._backend)
         begin = self._id_of(spec.facts.begin_token)
         end = self._id_of(spec.facts.end_token)
+        # Some models were trained with a token that their tokenizer doesn't add.
         if begin is not None and self.before[:1] != [begin]:
             self.before = [begin, *self.before]
         if end is not None and self.after[-1:] != [end]:
@@ -102,14 +103,13 @@ class Tokenizer:
             encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
             inner += [encoding.ids for encoding in encodings]
         truncated = np.zeros(len(inner), np.bool_)
+        # Few texts are too long: those alone are tokenized again, with offsets.
         for row, ids in enumerate(inner):
             if len(ids) > self._max_inner:
                 inner[row] = self._truncate(ids, rendered.strings[row], rendered.stops[row])
                 truncated[row] = True
-        skipped = [
-            self._prompt_length(string, start)
-            for string, start in zip(rendered.strings, rendered.starts, strict=True)
-        ]
+        prompts = zip(rendered.strings, rendered.starts, strict=True)
+        skipped = [self._prompt_length(string, start) for string, start in prompts]
         return self._join(inner, truncated, np.array(skipped, np.int32))
 
     def _join(
@@ -127,6 +127,7 @@ class Tokenizer:
         ids = np.empty(int(lengths.sum()), np.int32)
         inner_ids = np.fromiter(chain.from_iterable(inner), np.int32, int(inner_lengths.sum()))
         ids[_ranges(starts + before, inner_lengths)] = inner_ids
+        # [n, before] and [n, after]: the same special tokens around each text.
         ids[starts[:, None] + np.arange(before)] = self.before
         ids[stops[:, None] - after + np.arange(after)] = self.after
         return Tokens(ids, starts, lengths.astype(np.int32), truncated, skipped)
@@ -149,9 +150,9 @@ class Tokenizer:
         prompt = string[:start]
         if prompt not in self._prompt_lengths:
             length = len(self._backend.encode(prompt, add_special_tokens=False).ids)
-            self._prompt_lengths[prompt] = length + (
-                len(self.before) if self._pooled == "text" else 0
-            )
+            if self._pooled == "text":
+                length += len(self.before)
+            self._prompt_lengths[prompt] = length
         return self._prompt_lengths[prompt]
 
 

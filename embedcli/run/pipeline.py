@@ -131,9 +131,8 @@ class UnitPipeline:
     def give_back(self) -> None:
         """Release what this process has claimed and not finished."""
         for index in self._claimed:
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk must not hide the error that brought us here
+            # A full disk must not hide the error that brought us here.
+            with contextlib.suppress(OSError):
                 if self.board.is_done(index):
                     continue
                 self.board.release(index)

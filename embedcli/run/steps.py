@@ -165,9 +165,8 @@ class UnitSteps:
             ]
             staging.write_json(stage.unfinished(), stage.rejected(state.index), rejected)
         else:
-            stage.rejected(state.index).unlink(
-                missing_ok=True
-            )  # of an attempt that didn't get as far as its part
+            # Left by an attempt that didn't get as far as its part.
+            stage.rejected(state.index).unlink(missing_ok=True)
         carried = select_records(state.records, good).table
         table = parts.assemble(
             carried, self.plan.schema, ColumnNames.of(job.output.embedding_column), columns

@@ -128,6 +128,7 @@ class WorkerSupervisor:
         if worker.process is None:
             self._start(worker)
             return
+        # A worker is: not started, at work, ended well (there was nothing left to claim), or dead.
         code = worker.process.poll()
         if code is None:
             self._check_progress(worker)

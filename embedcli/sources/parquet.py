@@ -54,6 +54,7 @@ def _open(file: InputFile, descriptor: int) -> pq.ParquetFile:
 
 def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
     """Return 32 hex digits over the footer and the bytes of the columns that are read."""
+    # A Parquet file ends in its footer, the footer's length (4 bytes), and "PAR1".
     size = os.fstat(descriptor).st_size
     footer = int.from_bytes(os.pread(descriptor, 4, size - 8), "little")
     spans = [*_spans(metadata, columns), (size - 8 - footer, footer)]
@@ -62,9 +63,10 @@ def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) 
     hashing = hashlib.blake2b(digest_size=16)
     for start, length in spans:
         offset, stop = max(0, start), min(size, start + length)
-        while offset < stop and (
-            content := os.pread(descriptor, min(_READ_BYTES, stop - offset), offset)
-        ):
+        while offset < stop:
+            content = os.pread(descriptor, min(_READ_BYTES, stop - offset), offset)
+            if not content:
+                break
             hashing.update(content)
             offset += len(content)
     return hashing.hexdigest()
@@ -86,6 +88,7 @@ def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[
     for group in range(metadata.num_row_groups):
         for index in itertools.compress(range(metadata.num_columns), is_read):
             chunk = metadata.row_group(group).column(index)
+            # A chunk begins with its dictionary page, where it has one.
             start = chunk.data_page_offset
             if chunk.has_dictionary_page and chunk.dictionary_page_offset:
                 start = min(start, chunk.dictionary_page_offset)

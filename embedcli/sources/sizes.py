@@ -24,6 +24,8 @@ def unit_bytes(total: int) -> int:
 
 def row_ranges(sizes: Iterable[tuple[int, float]], unit_bytes: int) -> Iterator[tuple[int, int]]:
     """Yield row ranges of about `unit_bytes`; `sizes` gives, part by part of a file, the rows and the bytes a row."""
+    # [start, row) is the range so far, of about `filled` bytes. A part of the file may give several
+    # ranges, and a range may span several parts.
     start = row = 0
     filled = 0.0
     for rows, bytes_per_row in sizes:

@@ -107,6 +107,7 @@ def records_of(
     faults = _text_faults(text, options.text_column)
     for name in schema.names:
         if name != options.text_column:
+            # The fault found first is told: the text's before those of other columns.
             faults = {**_utf8_faults(table.column(name), name), **faults}
     rejects = [
         Reject(file.name, file.place, unit.first + row, None, fault)
@@ -146,6 +147,7 @@ def _as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _reinterpret(chunk: pa.Array) -> pa.Array:
+    # The same buffers, called strings: a cast would check them, and fail for all rows at once.
     binary = chunk.cast(pa.binary())
     return pa.Array.from_buffers(
         pa.string(), len(binary), binary.buffers(), binary.null_count, binary.offset

@@ -77,6 +77,7 @@ def is_whole(path: Path | str, mark: bytes) -> bool | None:
         expected = stream.read(len(EMPTY))
         sha256 = hashlib.sha256()
         stream.seek(0)
+        # Hash what is before the digest, zeros in its place, what is behind it.
         remaining = start
         while remaining and (content := stream.read(min(_CHUNK_BYTES, remaining))):
             sha256.update(content)

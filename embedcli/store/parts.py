@@ -178,6 +178,8 @@ def _write(
     rows = 0
     with open(path, "x+b") as stream:
         hashing = digest.HashingStream(stream)
+        # The digest is of a file with zeros in its place: they are written with the footer, and
+        # replaced once all other bytes are hashed.
         with pq.ParquetWriter(hashing, schema, **_encodings(schema, embeddings)) as writer:
             for table in tables:
                 if len(table):
@@ -287,5 +289,6 @@ def vectors_of(column: pa.ChunkedArray) -> Vectors:
 def hashes_of(column: pa.ChunkedArray) -> Hashes:
     """Return a column of fixed-size binary values as voids [n]."""
     array = column.combine_chunks()
+    # pyarrow gives such a column to numpy as Python objects only; its buffer is what is wanted.
     raw = np.frombuffer(array.buffers()[1] or b"", dtype=f"V{array.type.byte_width}")
     return raw[array.offset : array.offset + len(array)]

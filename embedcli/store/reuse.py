@@ -45,6 +45,7 @@ def distinct(hashes: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]
     )
     if not np.array_equal(hashes[first_rows[numbers]], hashes):  # two hashes that begin alike
         return np.arange(len(hashes)), np.arange(len(hashes))
+    # np.unique numbers hashes by their value: renumber them by their first row.
     order = np.argsort(first_rows)
     return first_rows[order], np.argsort(order)[numbers]
 
@@ -87,9 +88,9 @@ class VectorIndex:
         columns = EmbeddingColumns.zeros(hashes, dim)
         source = np.full(len(hashes), -1, np.int64)
         positions = self._find(hashes)
-        numbers = np.where(
-            positions >= 0, np.searchsorted(self._starts, positions, side="right") - 1, -1
-        )
+        group_numbers = np.searchsorted(self._starts, positions, side="right") - 1
+        numbers = np.where(positions >= 0, group_numbers, -1)
+        # Group by group, so that each is read once.
         for number in np.unique(numbers[numbers >= 0]):
             stored = self._cache.embedding_columns(self.groups[number])
             rows = np.flatnonzero(numbers == number)
@@ -108,6 +109,7 @@ class VectorIndex:
         if not len(self._keys):
             return np.full(len(hashes), -1, np.int64)
         keys = hash_prefixes(hashes)
+        # Where a key would stand in the sorted ones: it is there, or nowhere.
         nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         return np.where(self._keys[nearest] == keys, self._positions[nearest], -1)
 
@@ -120,6 +122,7 @@ def count_removed(before: Prefixes, after: Iterable[Prefixes]) -> int:
     keys, unmatched = np.unique(before, return_counts=True)
     if not len(keys):
         return 0
+    # In blocks, so that only the keys before stay in memory.
     for prefixes in after:
         present, counts = np.unique(prefixes, return_counts=True)
         position = np.minimum(np.searchsorted(keys, present), len(keys) - 1)
