@@ -96,8 +96,9 @@ def _say(error: BaseException) -> int:
         console.error(error.message, error.hint)
         return error.exit_code
     console.error(
-        f"a fault of embedcli's own: {type(error).__name__}: {error}",
-        f"embedcli {embedcli.__version__}, Python {sys.version.split()[0]}; `embedcli --debug ...` shows where",
+        f"internal error: {type(error).__name__}: {error}",
+        "please report it with the output of the same command under `embedcli --debug`: "
+        f"embedcli {embedcli.__version__}, Python {sys.version.split()[0]}",
     )
     return EXIT_INTERNAL
 

@@ -13,7 +13,7 @@
     └── ConfigurationError    78   the model or the template is unusable, or the recipe differs
     Interrupted            128+N   signal N
 
-0 is success, 3 success with rejected rows, 70 a fault of embedcli's own, 141 a reader that closed
+0 is success, 3 success with rejected rows, 70 an internal error, 141 a reader that closed
 the pipe. A message says what, where and with which value; a hint says what to do about it.
 """
 

@@ -184,6 +184,8 @@ def open_parquet(path: Path | str, name: str | None = None) -> "pq.ParquetFile":
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would be waited for
+        raise DataError(f"{name or path}: not a regular file")
     try:
         source = pa.OSFile(os.fsencode(path))  # bytes: a file name need not be UTF-8
         return pq.ParquetFile(

@@ -19,14 +19,15 @@ Differences = Mapping[str, tuple[object, object]]
 class Space:
     """What must be equal for two vectors to be comparable.
 
-    `weights` and `tokenizer` are sha256 digests of the files; `pipeline` names the modules after
-    the transformer.
+    `weights` and `tokenizer` are sha256 digests of the files that are loaded, adapters included,
+    `config` one of the configs' content; `pipeline` names the modules in their order.
     """
 
     model: str
     revision: str
     weights: str
     tokenizer: str
+    config: str
     pipeline: tuple[str, ...]
     dim: int
     normalized: bool

@@ -387,8 +387,8 @@ def ours(
     files = hub.find(str(path))
     template = families.choose_template(files.id, case.role, case.task, name, family)
     facts = replace(family.facts, **changes)
-    adapter = family.adapters.get(case.role)
-    found = read_spec(files, facts, ModelRequest(max_length=tiny.LENGTH, dim=dim), adapter)
+    request = ModelRequest(max_length=tiny.LENGTH, dim=dim)
+    found = read_spec(files, facts, request, template.role, family.adapters)
     model: Any = encoder.load(found, RunOptions(device="cpu", dtype="float32"))
     rendered, _ = templates.render(template, texts, {})
     ids = model.prepare(rendered).as_lists()[4]
@@ -447,6 +447,8 @@ def known_columns(family: families.Family) -> list[str]:
         checked = f"as `{LIKE[family.name]}`"
     elif family.name in CASES:
         checked = "tiny model"
+    elif family.facts.refused is not None:
+        checked = "refused: its code is its own"
     elif family.facts.own_code == "required":
         checked = "runs only by its own code"
     models = ", ".join(dict.fromkeys(model.partition("/")[2] or model for model in family.models))

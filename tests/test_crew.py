@@ -100,8 +100,17 @@ def test_no_worker_outlives_its_parent(corpus, tmp_path):
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize(
+    ("processes", "number"),
+    [
+        (1, signal.SIGTERM),
+        (3, signal.SIGINT),
+        pytest.param(1, signal.SIGINT, marks=pytest.mark.heavy),
+        pytest.param(1, signal.SIGHUP, marks=pytest.mark.heavy),
+        pytest.param(3, signal.SIGTERM, marks=pytest.mark.heavy),
+        pytest.param(3, signal.SIGHUP, marks=pytest.mark.heavy),
+    ],
+)
 def test_signals_end_the_run_and_keep_what_is_finished(number, processes, corpus, whole, tmp_path):
     output = tmp_path / "o.parquet"
     process = start_encode(corpus, output, "--num-processes", processes, start_new_session=True)

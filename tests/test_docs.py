@@ -90,7 +90,7 @@ def sessions():
             yield command, output
 
 
-@pytest.mark.torch
+@pytest.mark.heavy
 def test_every_command_of_the_readme_runs_and_gives_what_is_shown(place):
     ran = 0
     for command, output in sessions():
@@ -104,6 +104,7 @@ def test_every_command_of_the_readme_runs_and_gives_what_is_shown(place):
     assert ran >= 4
 
 
+@pytest.mark.heavy
 def test_the_readmes_python_runs(place):
     pytest.importorskip("duckdb")
     for command, _ in list(sessions())[:2]:

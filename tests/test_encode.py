@@ -192,7 +192,7 @@ USAGE = {
     "too large a dimension": (["corpus.jsonl", "--role", "query", "--dim", "999"], 78, "has 384 dimensions"),
     "too large a length": (["corpus.jsonl", "--role", "query", "--max-length", "999"], 78, "has 512 positions"),
     "a template longer than a text": (["corpus.jsonl", "--role", "query", "--max-length", "3", "--template", "a b c {text}"], 78, "takes all 3 tokens"),
-    "no such model": (["corpus.jsonl", "--role", "query", "--model", "nope"], 78, "names no model"),
+    "no such model": (["corpus.jsonl", "--role", "query", "--model", "nope"], 78, "is not a model"),
     "a column that isn't there": (["corpus.jsonl", "--role", "query", "--columns", "id,no"], 65, "no row has the column 'no'"),
     "a template's column that isn't there": (["corpus.jsonl", "--role", "query", "--template", "{no} {text}"], 65, "no row has the column 'no'"),
     "a taken name": (["corpus.jsonl", "--role", "query", "--embedding-column", "title"], 78, "already has a column 'title'"),

@@ -253,7 +253,7 @@ def test_what_is_missing_is_said(cli, data):
     assert "--passage-template" in evaluate(cli, data, "--template", "x {text}", code=2).err
 
 
-@pytest.mark.torch
+@pytest.mark.heavy
 def test_the_sample_is_evaluated_with_the_embedded_model_and_a_template_only_hurts_it(cli):
     files = [("--corpus", "corpus.jsonl"), ("--queries", "queries.jsonl"), ("--qrels", "qrels.tsv")]
     options = [part for name, file in files for part in (name, SAMPLE / file)]

@@ -143,8 +143,8 @@ def test_left_padded_is_the_same_as_right_padded_where_positions_are_relative(
     for side in (True, False):
         real = Tokenizer.__init__
 
-        def init(self, *arguments, _real=real, _side=side):
-            _real(self, *arguments)
+        def init(self, *arguments, _real=real, _side=side, **options):
+            _real(self, *arguments, **options)
             self.pads_left = _side
 
         with monkeypatch.context() as patch:

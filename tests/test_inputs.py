@@ -70,7 +70,7 @@ CASES = {
     "22 5,000 digits": ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n", 65, "too many digits"),
     "23 100,000 deep": ("a.jsonl", b'{"text": "a", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", 65, "nested more than"),
     "23 300 deep": ("a.jsonl", b'{"text": "a", "n": ' + b"[" * 300 + b"]" * 300 + b"}\n", 65, "nested more than"),
-    "24 a key twice": ("a.jsonl", b'{"text": "a", "text": "b"}\n', 65, "a.jsonl:1: key 'text' stands twice"),
+    "24 a key twice": ("a.jsonl", b'{"text": "a", "text": "b"}\n', 65, "a.jsonl:1: duplicate key 'text'"),
     "25 no text": ("a.jsonl", GOOD + b'{"body": "c", "id": 3}\n', 65, "a.jsonl:3: no column 'text' (columns here: body, id)"),
     "26 a null": ("a.jsonl", GOOD + b'{"text": null}\n', 65, "a.jsonl:3: column 'text' is null"),
     "27 a number": ("a.jsonl", GOOD + b'{"text": 3}\n', 65, "a.jsonl:3: column 'text' is a number, not a string"),

@@ -11,7 +11,7 @@ import pytest
 from embedcli.encoder import environment
 from embedcli.errors import ConfigurationError
 from embedcli.models import hub as model_hub
-from embedcli.models import spec
+from embedcli.models import tokens
 from embedcli.models.facts import FamilyFacts
 from embedcli.models.request import ModelRequest
 from embedcli.models.spec import read_spec
@@ -176,7 +176,7 @@ BROKEN = {
         lambda path: tiny.write_json(
             path / "modules.json", [{"path": "../x", "type": "sentence_transformers.models.Dense"}]
         ),
-        "is code of the model's own",
+        "the folder '../x' is outside of the model's",
     ),
 }
 
@@ -373,7 +373,7 @@ def test_float16_is_refused_where_it_overflows(copy, cli, tmp_path):
     ],
 )
 def test_positions_without_their_offset(config, positions):
-    assert spec._max_positions(config) == positions
+    assert tokens._max_positions(config) == positions
 
 
 def test_the_space_knows_weights_not_names(tiny_bert, tmp_path):

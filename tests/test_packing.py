@@ -102,6 +102,7 @@ def test_a_row_that_is_tried_again_in_float32_has_a_kernel_that_runs_float32(tin
     assert np.abs(encode(forward.TorchEncoder(again)).vectors - exact).max() <= 1e-2
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
 def test_compiled_code_gives_the_same_vectors(cli, tiny_bert, tmp_path):
     model, plain = load(tiny_bert, compile="on", batch_tokens=128), encode(load(tiny_bert))
@@ -237,7 +238,7 @@ def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_n
 
 
 def test_an_interrupted_run_goes_on_compiled_or_not_as_it_began(tmp_path):
-    recipe = Recipe(Space("m", "", "", "", (), 1, True), "query", "{text}", 8)
+    recipe = Recipe(Space("m", "", "", "", "", (), 1, True), "query", "{text}", 8)
     for compiled, expected in ((True, "if-possible"), (False, "off")):
         made = ColumnProvenance(
             recipe, TemplateSource("option"), "float32", (Made("cpu", "bfloat16", compiled),)

@@ -86,7 +86,7 @@ def test_what_cannot_be_written_ends_the_run_and_what_was_written_before_is_kept
     ],
 )
 def test_the_stage_that_was_waited_for_limits_the_run(seconds, limited_by):
-    space = Space("m", "", "", "", (), 1, True)
+    space = Space("m", "", "", "", "", (), 1, True)
     summary = Summary(
         "o", Recipe(space, "query", "{text}", 8), TemplateSource("option"), seconds=seconds
     )

@@ -19,11 +19,11 @@ BY_HAND = {
 }
 
 
-def states_and_mask(before: int, after: int):
+def states_and_ranks(before: int, after: int):
     """Three tokens between paddings, whose states must not matter."""
     values = [99.0] * before + [0.0, 1.0, 2.0] + [-77.0] * after
-    mask = [0] * before + [1, 1, 1] + [0] * after
-    return torch.tensor(values).reshape(1, -1, 1), torch.tensor(mask).reshape(1, -1)
+    ranks = [0] * before + [1, 2, 3] + [0] * after
+    return torch.tensor(values).reshape(1, -1, 1), torch.tensor(ranks).reshape(1, -1)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -31,13 +31,13 @@ def states_and_mask(before: int, after: int):
     ("before", "after"), [(0, 0), (0, 4), (4, 0)], ids=["unpadded", "right", "left"]
 )
 def test_each_pooling_by_hand_whichever_side_is_padded(name, before, after):
-    assert POOLINGS[name](*states_and_mask(before, after)).item() == pytest.approx(BY_HAND[name])
+    assert POOLINGS[name](*states_and_ranks(before, after)).item() == pytest.approx(BY_HAND[name])
 
 
 @pytest.mark.parametrize("name", BY_HAND)
 def test_short_formats_are_pooled_in_float32(name):
-    states, mask = states_and_mask(0, 2)
-    assert POOLINGS[name](states.bfloat16(), mask).dtype == torch.float32
+    states, ranks = states_and_ranks(0, 2)
+    assert POOLINGS[name](states.bfloat16(), ranks).dtype == torch.float32
 
 
 def test_the_names_are_the_same_everywhere():

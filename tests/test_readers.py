@@ -5,6 +5,7 @@ import pytest
 
 from tests.conftest import SAMPLE, run_process
 
+pytestmark = pytest.mark.heavy  # a model is loaded, and four libraries are
 QUESTION = "where does aspirin come from"
 
 
@@ -28,7 +29,6 @@ def test_pandas(outputs):
     assert frame["embedding_tokens"].min() > 10
 
 
-@pytest.mark.torch
 def test_polars(outputs):
     polars = pytest.importorskip("polars")
     frame = polars.read_parquet(outputs["corpus"])
@@ -48,7 +48,6 @@ def test_duckdb_finds_the_right_passage(outputs):
     assert found == [("trees-12",)]
 
 
-@pytest.mark.torch
 def test_datasets(outputs, tmp_path):
     datasets = pytest.importorskip("datasets")
     found = datasets.load_dataset(

@@ -265,7 +265,7 @@ def test_a_table_holds_on_to_its_width_and_to_the_text_as_it_is(cli, index, tmp_
     assert "\\x1b[31mlong" in lines[2]
 
 
-@pytest.mark.torch
+@pytest.mark.heavy
 def test_the_embedded_model_finds_what_people_would(cli, tmp_path):
     output = tmp_path / "o.parquet"
     ran = cli(

@@ -22,7 +22,7 @@ from embedcli.store.vector_file import VectorFile
 from tests.conftest import run_process, start
 
 SCHEMA = parts.output_schema(pa.schema([("text", pa.string())]), 8, OutputOptions("x"))
-SPACE = Space("m", "", "", "", ("hash",), 8, True)
+SPACE = Space("m", "", "", "", "", ("hash",), 8, True)
 COLUMN = ColumnProvenance(
     Recipe(SPACE, "query", "{text}", 8), TemplateSource("option"), "float32", ()
 )
@@ -223,6 +223,7 @@ def kill_at_random(big, output, number, seed, longest):
     return process.returncode
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("earlier", [False, True], ids=["no output before", "an output before"])
 def test_killed_at_any_moment_the_output_is_whole_or_not_there(earlier, big, tmp_path):
     output = tmp_path / "out.parquet"

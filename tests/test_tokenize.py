@@ -37,15 +37,10 @@ def test_no_texts_have_no_ids(backend):
     assert (listed(tokens), len(tokens.ids)) == ([], 0)
 
 
-def tokenizer_of(backend, max_length, **facts):
+def tokenizer_of(backend, max_length, **changes):
     files = ModelFiles("test", (), "", None, hash_dim=8)
-    return Tokenizer(
-        backend,
-        replace(
-            read_spec(files, FamilyFacts(), ModelRequest(max_length=max_length)),
-            facts=FamilyFacts(**facts),
-        ),
-    )
+    spec = read_spec(files, FamilyFacts(), ModelRequest(max_length=max_length))
+    return Tokenizer(backend.backend_tokenizer, replace(spec, **changes))
 
 
 @given(texts=st.lists(st.text(max_size=80), min_size=1, max_size=5), max_length=st.integers(3, 40))
@@ -96,12 +91,12 @@ def test_an_end_token_is_appended_where_the_tokenizer_adds_none_and_not_twice(ba
     rendered, _ = templates.render(
         templates.parse("{text}", "query", "test"), ["", "the sea " * 9], {}
     )
-    appended = tokenizer_of(backend, 8, end_token="[MASK]").encode(rendered)
+    appended = tokenizer_of(backend, 8, end="[MASK]").encode(rendered)
     assert [(ids[0], ids[-1], len(ids)) for ids in listed(appended)] == [(2, 4, 3), (2, 4, 8)]
-    assert tokenizer_of(backend, 8, end_token="[SEP]").after == [3]
-    assert tokenizer_of(backend, 8, begin_token="[CLS]").before == [2]
+    assert tokenizer_of(backend, 8, end="[SEP]").after == [3]
+    assert tokenizer_of(backend, 8, begin="[CLS]").before == [2]
     with pytest.raises(ConfigurationError, match=r"no token '</s>'"):
-        tokenizer_of(backend, 8, end_token="</s>")
+        tokenizer_of(backend, 8, end="</s>")
 
 
 def test_what_the_tokenizers_file_says_of_padding_and_length_is_ignored(tiny_bert):

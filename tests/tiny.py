@@ -250,10 +250,11 @@ def model(
     kind: str,
     tokenizer: Mapping[str, Any] | None = None,
     layout: Mapping[str, Any] | None = None,
+    head: str | None = None,
     **config: Any,
 ) -> Path:
     """A random model of a native class by its config's name, such as `Mistral`, with a byte-level
-    tokenizer.
+    tokenizer; with the `head` of another task, if one is named.
     """
     import torch
     import transformers
@@ -263,7 +264,7 @@ def model(
     torch.manual_seed(0)
     made = getattr(transformers, f"{kind}Config")(**{**COMMON, **TOKENS, **config})
     names = {"T5": "T5EncoderModel", "Gemma3Text": "Gemma3TextModel"}
-    cls = getattr(transformers, names.get(kind, f"{kind}Model"))
+    cls = getattr(transformers, head or names.get(kind, f"{kind}Model"))
     built = cls(
         made,
         **(

@@ -71,7 +71,7 @@ def show(
 
     Example: embedcli templates show intfloat/e5-base-v2
 
-    Exit codes: 0 done; 78 nothing is known of the model.
+    Exit codes: 0 done; 78 unknown model.
     """
     from embedcli.models import families, hub
     from embedcli.models.spec import read_prompts
@@ -84,7 +84,7 @@ def show(
     except ConfigurationError as error:
         absence = error.message
     prompts = read_prompts(files) if files else {}
-    if family is None and not prompts:
+    if family is None and files is None:
         raise ConfigurationError(f"unknown model {model}", absence)
     rows = [("model", files.id if files else str(model))]
     rows += _prompt_rows(prompts) if family is None else _family_rows(family)
@@ -106,6 +106,8 @@ def _family_rows(family: "Family") -> Rows:
 def _prompt_rows(prompts: Mapping[str, str]) -> Rows:
     """Return the prompts that stand in the model's own folder."""
     origin = "(the model's own prompts)"
+    if not any(prompts.values()):
+        return [("template", "none known: --template says which string a role needs")]
     return [(f"role {role}", f"{prompt}{{text}}  {origin}") for role, prompt in prompts.items()]
 
 

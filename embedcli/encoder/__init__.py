@@ -54,6 +54,11 @@ BACKENDS = {
         needs_torch=True,
         libraries=("torch", "transformers", "tokenizers", "numpy", "pyarrow"),
     ),
+    "static": Backend(
+        module="embedcli.encoder.static",
+        needs_torch=False,
+        libraries=("tokenizers", "numpy", "pyarrow"),
+    ),
     "hash": Backend(
         module="embedcli.encoder.hashing",
         needs_torch=False,
@@ -64,7 +69,7 @@ BACKENDS = {
 
 def backend_of(spec: ModelSpec) -> Backend:
     """Return the backend that runs a model."""
-    return BACKENDS["hash" if spec.is_hash else "torch"]
+    return BACKENDS["torch" if spec.source == "transformer" else spec.source]
 
 
 def load(spec: ModelSpec, options: RunOptions) -> Encoder:

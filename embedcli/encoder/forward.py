@@ -14,12 +14,12 @@ from torch import Tensor
 from embedcli.encoder.api import Encoded, OnBatch
 from embedcli.encoder.batching import Lengths, Rows, batches, length_groups, packs
 from embedcli.encoder.model import LoadedModel
-from embedcli.encoder.packing import unpacked
 from embedcli.encoder.pooling import POOLINGS
 from embedcli.encoder.tokenizer import Tokens
 from embedcli.records import Rendered
 
-# States [n, T, H] of n texts, and the mask of the tokens that are pooled, int64 [n, T].
+# States [n, T, H] of n texts, and int64 [n, T]: the number of each token in its text, from 1 on; 0 for
+# what isn't pooled.
 Block = tuple[Tensor, Tensor]
 
 
@@ -140,10 +140,10 @@ def embed(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
     spec = model.spec
     blocks = _packed_blocks if model.can_pack(tokens.lengths[rows]).all() else _padded_blocks
     pooled = []
-    for states, mask in blocks(model, tokens, rows):
-        states = model.latent(states)
-        pooled.append(torch.cat([POOLINGS[name](states, mask) for name in spec.pooling], dim=1))
-    vectors = model.layers(torch.cat(pooled))[:, : spec.dim]
+    for states, ranks in blocks(model, tokens, rows):
+        states = model.token_modules(states)
+        pooled.append(torch.cat([POOLINGS[name](states, ranks) for name in spec.pooling], dim=1))
+    vectors = model.text_modules(torch.cat(pooled))[:, : spec.dim]
     return torch.nn.functional.normalize(vectors, dim=1) if spec.normalize else vectors
 
 
@@ -158,7 +158,7 @@ def _packed_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[B
         positions = torch.arange(length, device=model.device)
         is_pooled = positions >= skipped[row : row + count, None]  # [count, length]
         block = states[start:stop].unflatten(0, (count, length))  # [count, length, H]
-        yield block, is_pooled.long()
+        yield block, (positions + 1) * is_pooled
         row += count
         start = stop
 
@@ -176,11 +176,8 @@ def _padded_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[B
     ids = np.full(is_token.shape, model.tokenizer.pad_id, np.int64)
     ids[is_token] = tokens.ids_of(rows)
     is_pooled = is_token & (positions >= tokens.skipped[rows, None])
-    with unpacked(model.transformer, model.packing):
-        states = model.transformer(
-            input_ids=_on_device(ids, model), attention_mask=_on_device(is_token, model)
-        ).last_hidden_state
-    yield states, _on_device(is_pooled, model)
+    states = model.padded_states(_on_device(ids, model), _on_device(is_token, model))
+    yield states, _on_device((positions + 1) * is_pooled, model)
 
 
 def _on_device(values: npt.NDArray[Any], model: LoadedModel) -> Tensor:

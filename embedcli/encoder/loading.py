@@ -1,11 +1,13 @@
 """A spec into model on a device. The only place where weights are read."""
 
+import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 import transformers
@@ -15,15 +17,22 @@ from embedcli.config import RunOptions
 from embedcli.encoder import compiling
 from embedcli.encoder.devices import choose_batch_tokens, choose_device, choose_dtype
 from embedcli.encoder.latent_attention import load_latent_attention
-from embedcli.encoder.model import LoadedModel
+from embedcli.encoder.model import LoadedModel, errors_of_the_model
 from embedcli.encoder.packing import Groups, Packing, find_packing, packed_states
 from embedcli.encoder.tokenizer import Tokenizer
 from embedcli.errors import ConfigurationError
-from embedcli.models.layout import Layer
+from embedcli.models.contents import SIGNS_OF_A_TOKENIZER
+from embedcli.models.layout import Module
+from embedcli.models.schemas import read_json
 from embedcli.models.spec import ModelSpec
 
-# Parts of a spec that an embedding never uses: heads for other tasks, and buffers of older versions.
-_UNUSED = ("pooler.", "cls.", "lm_head.", "embeddings.position_ids", "classifier.")
+# What an embedding never uses: heads for other tasks, and buffers of older versions.
+_UNUSED = re.compile(
+    r"(^|\.)(pooler|cls|lm_head|classifier|head|decoder|vocab_transform|vocab_layer_norm"
+    r"|vocab_projector|predictions|lm_predictions|mask_predictions|generator_predictions"
+    r"|generator_lm_head|discriminator_predictions|seq_relationship|sop_classifier|score"
+    r"|dense|layer_norm|embeddings\.position_ids)(\.|$)"
+)
 _MISFIT = (
     "the config names another model class than the weights were made for, or a file is damaged"
 )
@@ -42,17 +51,15 @@ def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
         raise ConfigurationError(
             f"{spec.files.id} overflows in float16", "--dtype bfloat16, or float32"
         )
-    path = spec.files.path
-    assert path is not None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer, transformer = load_tokenizer(spec), _transformer(spec, path, dtype).to(device).eval()
+    tokenizer, transformer = load_tokenizer(spec), _transformer(spec, dtype).to(device).eval()
     model = LoadedModel(
         spec=spec,
         tokenizer=tokenizer,
         transformer=transformer,
-        latent=_latent(spec, path).to(device).eval(),
-        layers=nn.Sequential(*(_layer(layer, path) for layer in spec.layers)).to(device).eval(),
+        token_modules=_token_modules(spec).to(device).eval(),
+        text_modules=nn.Sequential(*map(_module, spec.text_modules)).to(device).eval(),
         device=device,
         dtype=dtype,
         batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
@@ -72,10 +79,11 @@ def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
 def _packing(spec: ModelSpec, tokenizer: Tokenizer, transformer: nn.Module) -> Packing | None:
     if spec.own_code:
         return None
-    positions = spec.files.json("config.json").get("max_position_embeddings")
-    return find_packing(
-        transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None
-    )
+    positions = _raw_config(spec).get("max_position_embeddings")
+    with errors_of_the_model(spec):
+        return find_packing(
+            transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None
+        )
 
 
 def _compiled(model: LoadedModel) -> LoadedModel:
@@ -96,11 +104,12 @@ def _compiled(model: LoadedModel) -> LoadedModel:
     )
 
 
-def _transformer(spec: ModelSpec, path: Path, dtype: torch.dtype) -> nn.Module:
+def _transformer(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
+    assert spec.base is not None
     try:
-        config = _config(spec, path)
+        config = _config(spec)
         model, info = _model_class(config).from_pretrained(
-            path,
+            spec.base,
             config=config,
             dtype=dtype,
             trust_remote_code=spec.own_code,  # unset, it would ask on stdin and eat the corpus
@@ -109,45 +118,50 @@ def _transformer(spec: ModelSpec, path: Path, dtype: torch.dtype) -> nn.Module:
             output_loading_info=True,
             key_mapping={r"^embedding_model\.": ""} if spec.facts.latent_attention else None,
         )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-        ImportError,
-        AttributeError,
-        TypeError,
-    ) as error:
+    except Exception as error:  # at odd folders libraries raise whatever comes to their mind
         raise _unloadable(spec, error) from None
     _check_weights(spec, model, info)
     model.config.use_cache = False  # of keys and values, for texts that would go on
-    return model if spec.adapter is None else _adapted(spec, model, path)
+    model.config.return_dict = True
+    for folder in spec.adapters:
+        model = _merge_adapter(spec, model, folder)
+    return model
 
 
 def _unloadable(spec: ModelSpec, error: Exception) -> ConfigurationError:
+    if isinstance(error, ConfigurationError):
+        return error
     reason = " ".join(str(error).split())[:300]
     return ConfigurationError(
         f"{spec.files.id}: transformers can't load it: {type(error).__name__}: {reason}"
     )
 
 
-def _config(spec: ModelSpec, path: Path) -> Any:
+def _raw_config(spec: ModelSpec) -> dict[str, Any]:
+    assert spec.base is not None
+    config = read_json(spec.base / "config.json")
+    return config if isinstance(config, dict) else {}
+
+
+def _config(spec: ModelSpec) -> Any:
     """Read the model's config; as another native class, or with another attention, where the family says
     so.
     """
     facts = spec.facts
     if facts.native_class is not None and not spec.own_code:
-        raw = spec.files.json("config.json")
+        raw = _raw_config(spec)
         raw = raw.get("text_config", raw) if facts.latent_attention else raw
-        config_keys = {
-            key: value
-            for key, value in raw.items()
-            if key not in ("model_type", "auto_map", "architectures")
-        }
+        dropped = {"model_type", "auto_map", "architectures"}
+        if facts.latent_attention:
+            # NV-Embed's authors build a mask without the window that their Mistral had.
+            dropped.add("sliding_window")
+        config_keys = {key: value for key, value in raw.items() if key not in dropped}
         config = transformers.CONFIG_MAPPING[facts.native_class].from_dict(config_keys)
+        if facts.latent_attention:
+            config.sliding_window = None
     else:
         config = transformers.AutoConfig.from_pretrained(
-            path, trust_remote_code=spec.own_code, local_files_only=True
+            spec.base, trust_remote_code=spec.own_code, local_files_only=True
         )
     if facts.attention is not None and not spec.own_code:
         config.is_causal = facts.attention == "causal"  # transformers' own masks follow it
@@ -165,7 +179,7 @@ def _check_weights(spec: ModelSpec, model: nn.Module, info: dict[str, Any]) -> N
     own_prefixes = ("latent_attention_model.",) if spec.facts.latent_attention else ()
     unexpected = [key for key in info["unexpected_keys"] if not _is_unused(key)]
     problems = {
-        "lack parts of": [key for key in info["missing_keys"] if not _is_unused(key)],
+        "lack parts of": [key for key in info["missing_keys"] if not _is_pooler(key)],
         "hold more than": [key for key in unexpected if not key.startswith(own_prefixes)],
         "have other shapes than": [str(key) for key in info["mismatched_keys"]],
     }
@@ -178,80 +192,128 @@ def _check_weights(spec: ModelSpec, model: nn.Module, info: dict[str, Any]) -> N
             )
 
 
-def _adapted(spec: ModelSpec, model: nn.Module, path: Path) -> nn.Module:
-    """Merge the role's adapter into the model's weights."""
+def _merge_adapter(spec: ModelSpec, model: nn.Module, folder: Path) -> nn.Module:
+    """Merge an adapter into the model's weights."""
     try:
         import peft
     except ImportError:
         raise ConfigurationError(
-            f"{spec.files.id}: role adapters need the package peft",
+            f"{spec.files.id}: adapters need the package peft",
             "pip install 'embedcli[adapters]'",
         ) from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its own affairs with versions of transformers
-        adapted = peft.PeftModel.from_pretrained(model, str(path / (spec.adapter or "")))
-        merged: nn.Module = adapted.merge_and_unload()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own affairs with versions of transformers
+            adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
+            merged: nn.Module = adapted.merge_and_unload()
+    except Exception as error:  # at odd folders libraries raise whatever comes to their mind
+        raise _unloadable(spec, error) from None
     return merged
 
 
-def _latent(spec: ModelSpec, path: Path) -> nn.Module:
-    if not spec.facts.latent_attention:
-        return nn.Identity()
-    return load_latent_attention(
-        spec.files.json("config.json").get("latent_attention_config", {}), path
-    )
+def _token_modules(spec: ModelSpec) -> nn.Sequential:
+    """Return what runs on the states of tokens, before they are pooled."""
+    modules = [_module(module) for module in spec.token_modules]
+    if spec.facts.latent_attention:
+        assert spec.base is not None
+        config = _raw_config(spec).get("latent_attention_config", {})
+        modules.insert(0, load_latent_attention(config, spec.base))
+    return nn.Sequential(*modules)
 
 
 def _is_unused(key: str) -> bool:
-    return any(f".{part}" in f".{key}" for part in _UNUSED)
+    return _UNUSED.search(key) is not None
 
 
-def _layer(layer: Layer, path: Path) -> nn.Module:
-    config: dict[str, Any] = dict(layer.config)
-    if not layer.folder:
-        return nn.LayerNorm(config["dimension"], elementwise_affine=False)
-    weights = safetensors.torch.load_file(path / layer.folder / "model.safetensors")
-    if layer.kind == "layer_norm":
-        module: nn.Module = nn.LayerNorm(config["dimension"])
-        module.load_state_dict(
-            {key.removeprefix("norm."): value.float() for key, value in weights.items()}
-        )
-        return module
-    if config.get("use_residual"):
-        raise ConfigurationError(
-            f"{path / layer.folder}: a Dense layer with a residual is not supported"
-        )
-    linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
-    linear.load_state_dict(
-        {key.removeprefix("linear."): value.float() for key, value in weights.items()}
-    )
-    return nn.Sequential(
-        linear, _activation(config.get("activation_function"), path / layer.folder)
-    )
+def _is_pooler(key: str) -> bool:
+    """Tell whether a part of the class isn't used: it may be random."""
+    return key.split(".")[0] in ("pooler", "cls") or ".pooler." in key
 
 
-def _activation(name: str | None, where: Path) -> nn.Module:
-    """Return a Dense layer's activation: a class of torch.nn by its full name; Tanh where none is named."""
-    if name is None:
-        return nn.Tanh()
+class _Normalize(nn.Module):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=-1)
+
+
+class _Dense(nn.Module):
+    """A linear layer and its activation, in float32; the input is added where that is wanted."""
+
+    def __init__(
+        self, linear: nn.Linear, activation: nn.Module, residual: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.activation = activation
+        self.residual = residual
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        vectors = vectors.float()
+        out: Tensor = self.activation(self.linear(vectors))
+        return out if self.residual is None else out + self.residual(vectors)
+
+
+def _module(module: Module) -> nn.Module:
+    """Load a module behind the transformer. Raises ConfigurationError."""
+    if module.kind == "normalize":
+        return _Normalize()
+    if module.folder is None:
+        return nn.LayerNorm(module.dimension, elementwise_affine=False)
+    path = module.folder / "model.safetensors"
+    try:
+        tensors = safetensors.torch.load_file(path)
+        built = _built(module, path.parent)
+        built.load_state_dict({key: value.float() for key, value in tensors.items()})
+    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigurationError(f"{path}: not the weights of its config: {reason}") from None
+    return built if module.kind == "dense" else built.norm
+
+
+def _built(module: Module, where: Path) -> Any:
+    """Return a module without its weights, its parts by the names that they have in the file."""
+    if module.dense is None:
+        return nn.ModuleDict({"norm": nn.LayerNorm(module.dimension)})
+    config = module.dense
+    sides = config.in_features, config.out_features
+    residual: nn.Module | None = None
+    if config.use_residual:
+        same = sides[0] == sides[1]
+        residual = nn.Identity() if same else nn.Linear(*sides, bias=False)
+    linear = nn.Linear(*sides, bias=config.bias)
+    return _Dense(linear, _activation(config.activation_function, where), residual)
+
+
+def _activation(name: str, where: Path) -> nn.Module:
+    """Return a Dense layer's activation: a class of torch.nn by its full name."""
     module = getattr(nn, name.rpartition(".")[2], None)
     if not name.startswith("torch.nn.") or not (
         isinstance(module, type) and issubclass(module, nn.Module)
     ):
         raise ConfigurationError(f"{where}: activation {name!r} is no activation of torch")
-    return module()
+    try:
+        return module()
+    except TypeError as error:
+        raise ConfigurationError(f"{where}: activation {name!r}: {error}") from None
 
 
 def load_tokenizer(spec: ModelSpec) -> Tokenizer:
     """Load a spec's tokenizer alone. Raises ConfigurationError where it can't be used."""
+    assert spec.folder is not None
+    assert spec.base is not None
+    has_own = any((spec.folder / name).is_file() for name in SIGNS_OF_A_TOKENIZER)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
-            spec.files.path, trust_remote_code=spec.own_code, local_files_only=True
+            spec.folder if has_own else spec.base,
+            trust_remote_code=spec.own_code,
+            local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        is_fast = tokenizer.is_fast
+        pad_id, side = tokenizer.pad_token_id, tokenizer.padding_side
+    except Exception as error:  # at odd folders libraries raise whatever comes to their mind
         raise _unloadable(spec, error) from None
-    if not tokenizer.is_fast:
+    if not is_fast:
         raise ConfigurationError(
             f"{spec.files.id}: its tokenizer has no fast version", "tokenizer.json is needed"
         )
-    return Tokenizer(tokenizer, spec)
+    backend = tokenizer.backend_tokenizer
+    return Tokenizer(backend, spec, pad_id if pad_id is not None else 0, pads_left=side == "left")

@@ -1,6 +1,8 @@
 """A loaded model, and what it can run."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -9,15 +11,37 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from embedcli.encoder.packing import Groups, Packing, packed_states
+from embedcli.encoder.packing import Groups, Packing, packed_states, unpacked
 from embedcli.encoder.tokenizer import Tokenizer
+from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
+
+# Words of errors that are a device's, and not the model's: torch raises RuntimeError for both.
+_OF_DEVICES = ("can't allocate memory", "CUDA", "cuda", "NCCL", "cuBLAS")
+
+
+@contextmanager
+def errors_of_the_model(spec: ModelSpec) -> Iterator[None]:
+    """Name the model where its class or its own code fails: no fault of the texts, nor of ours.
+
+    Raises ConfigurationError.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(word in words for word in _OF_DEVICES):
+            raise
+        reason = " ".join(words.split())[:300]
+        raise ConfigurationError(
+            f"{spec.files.id}: transformers can't run it: {type(error).__name__}: {reason}"
+        ) from None
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A loaded model: token states from `transformer`, through `latent`, pooled, then `layers` in
-    float32.
+    """A loaded model: token states from `transformer`, through `token_modules`, pooled, then
+    `text_modules` in float32.
 
     packing: how the transformer runs packs; None where it can't. compiled: the same for packs of
     batch_tokens tokens.
@@ -26,8 +50,8 @@ class LoadedModel:
     spec: ModelSpec
     tokenizer: Tokenizer
     transformer: nn.Module
-    latent: nn.Module
-    layers: nn.Sequential
+    token_modules: nn.Sequential
+    text_modules: nn.Sequential
     device: torch.device
     dtype: torch.dtype
     batch_tokens: int
@@ -60,9 +84,21 @@ class LoadedModel:
         it.
         """
         assert self.packing is not None
+        with errors_of_the_model(self.spec):
+            return self._packed_states(ids, groups, self.packing)
+
+    def _packed_states(
+        self, ids: npt.NDArray[np.int32], groups: Groups, packing: Packing
+    ) -> Tensor:
         if self.compiled is not None and len(ids) <= self.batch_tokens:
-            return packed_states(self.compiled, ids, groups, self.packing, self.batch_tokens)
-        return packed_states(self.transformer, ids, groups, self.packing)
+            return packed_states(self.compiled, ids, groups, packing, self.batch_tokens)
+        return packed_states(self.transformer, ids, groups, packing)
+
+    def padded_states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return the states [n, T, hidden] of padded texts [n, T]."""
+        with errors_of_the_model(self.spec), unpacked(self.transformer, self.packing):
+            states: Tensor = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+            return states
 
     def computed_tokens(self, lengths: npt.NDArray[np.int32]) -> int:
         """Count the tokens that a batch of such texts costs, padding included."""

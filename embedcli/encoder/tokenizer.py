@@ -4,7 +4,8 @@ Special tokens are put around by us, not by the tokenizer: so their ids are know
 is too long loses tokens of its own, never those of the template around it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -51,8 +52,11 @@ class Tokenizer:
     `before` and `after` are the ids that the model was trained to find around every text.
     """
 
-    def __init__(self, tokenizer: Any, spec: ModelSpec) -> None:
-        self._backend = tokenizer.backend_tokenizer
+    def __init__(
+        self, backend: Any, spec: ModelSpec, pad_id: int = 0, pads_left: bool = False
+    ) -> None:
+        self._id = spec.files.id
+        self._backend = backend
         self._backend.no_truncation()
         self._backend.no_padding()
         if spec.lower_case:
@@ -60,13 +64,18 @@ class Tokenizer:
             self._backend.normalizer = Normalizers(
                 [Lowercase(), normalizer] if normalizer else [Lowercase()]
             )
-        self.pad_id: int = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self.pads_left: bool = tokenizer.padding_side == "left"
+        self.pad_id = pad_id
+        self.pads_left = pads_left
+        self._cuts_left = spec.truncation_side == "left"
         self._pooled = spec.pooled
         self._prompt_lengths: dict[str, int] = {}
-        self.before, self.after = _special_ids(self._backend)
-        begin = self._id_of(spec.facts.begin_token)
-        end = self._id_of(spec.facts.end_token)
+        self.before: list[int] = []
+        self.after: list[int] = []
+        if spec.source != "static":  # whose tables were made for texts alone
+            with self._errors_named():
+                self.before, self.after = _special_ids(self._backend)
+        begin = self._id_of(spec.begin)
+        end = self._id_of(spec.end)
         # Some models were trained with a token that their tokenizer doesn't add.
         if begin is not None and self.before[:1] != [begin]:
             self.before = [begin, *self.before]
@@ -84,14 +93,29 @@ class Tokenizer:
         token_id: int | None = self._backend.token_to_id(token)
         if token_id is None:
             raise ConfigurationError(
-                f"the tokenizer has no token {token!r}, which the template's family asks for"
+                f"the tokenizer has no token {token!r}, which is to stand around every text"
             )
         return token_id
+
+    @contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """Raise ConfigurationError where the tokenizer fails: its file is odd, no text is at fault."""
+        try:
+            yield
+        except ConfigurationError:
+            raise
+        except BaseException as error:
+            # The library raises bare exceptions, and its panics are no Exception.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigurationError(f"{self._id}: its tokenizer fails: {reason}") from None
 
     def count(self, strings: list[str]) -> list[int]:
         """Count the tokens of each string, special ones included, untruncated."""
         special = len(self.before) + len(self.after)
-        encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
+        with self._errors_named():
+            encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
         return [special + len(encoding) for encoding in encodings]
 
     def encode(self, rendered: Rendered) -> Tokens:
@@ -100,13 +124,16 @@ class Tokenizer:
         for start in range(0, len(rendered.strings), _TEXTS_AT_ONCE):
             # Without offsets, which only texts with something behind them need, once they are truncated.
             strings = rendered.strings[start : start + _TEXTS_AT_ONCE]
-            encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
+            with self._errors_named():
+                encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
             inner += [encoding.ids for encoding in encodings]
         truncated = np.zeros(len(inner), np.bool_)
         # Few texts are too long: those alone are tokenized again, with offsets.
         for row, ids in enumerate(inner):
             if len(ids) > self._max_inner:
-                inner[row] = self._truncate(ids, rendered.strings[row], rendered.stops[row])
+                inner[row] = self._truncate(
+                    ids, rendered.strings[row], rendered.starts[row], rendered.stops[row]
+                )
                 truncated[row] = True
         prompts = zip(rendered.strings, rendered.starts, strict=True)
         skipped = [self._prompt_length(string, start) for string, start in prompts]
@@ -132,12 +159,19 @@ class Tokenizer:
         ids[stops[:, None] - after + np.arange(after)] = self.after
         return Tokens(ids, starts, lengths.astype(np.int32), truncated, skipped)
 
-    def _truncate(self, ids: list[int], string: str, text_stop: int) -> list[int]:
-        """Keep the first tokens, and those that reach beyond `text_stop`, the template's end."""
-        if text_stop == len(string):
+    def _truncate(self, ids: list[int], string: str, start: int, stop: int) -> list[int]:
+        """Keep the tokens of the template around the text, and as many of the text's as fit: its
+        first ones, or its last where the model cuts on the left.
+        """
+        at_end = stop == len(string)
+        if at_end and not self._cuts_left:
             return ids[: self._max_inner]
+        if self._cuts_left and at_end and not start:
+            return ids[-self._max_inner :]
         offsets = self._backend.encode(string, add_special_tokens=False).offsets
-        return _without_middle(ids, offsets, self._max_inner, text_stop)
+        if self._cuts_left:
+            return _without_start(ids, offsets, self._max_inner, start)
+        return _without_middle(ids, offsets, self._max_inner, stop)
 
     def _prompt_length(self, string: str, start: int) -> int:
         """Return how many first tokens are the prompt's, for models that pool the text alone.
@@ -171,6 +205,22 @@ def _without_middle(
             f"the template's end alone has {len(tail)} tokens, more than --max-length allows"
         )
     return ids[: count - len(tail)] + tail
+
+
+def _without_start(
+    ids: list[int], offsets: Sequence[tuple[int, int]], count: int, text_start: int
+) -> list[int]:
+    """Keep `count` tokens: all of the template's start, and the last of what follows it."""
+    begin = 0
+    for index, (start, stop) in enumerate(offsets):
+        if start >= text_start and stop > start:
+            begin = index
+            break
+    if begin >= count:
+        raise ConfigurationError(
+            f"the template's start alone has {begin} tokens, more than --max-length allows"
+        )
+    return ids[:begin] + ids[len(ids) - (count - begin) :]
 
 
 def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

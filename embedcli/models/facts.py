@@ -6,11 +6,11 @@ from typing import Literal
 
 
 class Pooling(StrEnum):
-    """How the states of a text's tokens become one vector."""
+    """How the states of a text's tokens become one vector; in the order in which several are joined."""
 
     CLS = "cls"  # the first token
-    MEAN = "mean"
     MAX = "max"
+    MEAN = "mean"
     MEAN_SQRT_LEN = "mean_sqrt_len"  # the sum over the square root of the number of tokens
     WEIGHTED_MEAN = "weighted_mean"  # later tokens weigh more
     LAST_TOKEN = "last_token"
@@ -52,9 +52,10 @@ class FamilyFacts:
     tokens that pooling takes: `all`, `text` (what follows the prompt), or `from_last_prompt_token`.
     layer_norm: the vector is layer-normed before it is truncated. dense_by_dim: the folder of the
     Dense layer for `{dim}` dimensions. dims: dimensions that the model was trained to be truncated
-    to. own_code: is the repository's own code `required`, or `replaced` by what we do? native: a
-    model with the same weights for a native class. native_class: transformers' name of the class.
-    latent_attention: NV-Embed's block before pooling. float16: may the model run in it?
+    to. own_code: is the repository's own code `required`, or `replaced` by what we do? refused: why
+    its models can't be run here at all. native: a model with the same weights for a native class.
+    native_class: transformers' name of the class. latent_attention: NV-Embed's block before
+    pooling. float16: may the model run in it?
     """
 
     pooling: Pooling | None = None
@@ -68,6 +69,7 @@ class FamilyFacts:
     dense_by_dim: str | None = None
     dims: tuple[int, ...] | None = None
     own_code: Literal["required", "replaced"] | None = None
+    refused: str | None = None
     native: str | None = None
     native_class: str | None = None
     latent_attention: bool | None = None

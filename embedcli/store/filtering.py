@@ -42,5 +42,5 @@ def mask(table: pa.Table, where: str, known: Sequence[str]) -> npt.NDArray[np.bo
     finally:
         connection.close()
     if len(holds) != len(table):
-        raise UsageError(f"--where {where!r} is no condition on rows")
+        raise UsageError(f"--where must be a condition on rows: {where!r}")
     return np.asarray(holds, np.bool_)

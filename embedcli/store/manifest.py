@@ -3,6 +3,7 @@ by a digest.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from embedcli.store.provenance import Provenance
 NAME = "_embedcli.json"
 # The bytes that stand before the digest.
 DIGEST_MARK = b'"sha256": "'
+
+
+# Inside the folder, and one of ours.
+_PART_NAME = re.compile(r"part-[\w-]{1,100}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,9 @@ def read(directory: Path) -> Manifest:
         raise DataError(f"{directory / NAME}: {error.message}", error.hint) from None
     except msgspec.ValidationError as error:
         raise DataError(f"{directory / NAME}: its parts can't be read: {error}") from None
+    for part in parts:
+        if not _PART_NAME.fullmatch(part.file) or part.rows < 0:
+            raise DataError(f"{directory / NAME}: lists {part.file[:100]!r}, no part of ours")
     return Manifest(provenance, parts)
 
 

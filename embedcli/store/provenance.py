@@ -35,6 +35,10 @@ from embedcli.errors import DataError
 from embedcli.recipe import Recipe, TemplateSource
 
 FORMAT_VERSION = 2
+# Metadata may be anybody's: templates and names are far shorter, a manifest lists that many parts.
+_MAX_STRING = 2**16
+_MAX_ENTRIES = 2**22
+_MAX_DEPTH = 8
 
 
 @dataclass(frozen=True, order=True)
@@ -120,6 +124,7 @@ class Provenance:
                 f"written in format version {version}, this embedcli reads version {FORMAT_VERSION}",
                 "encode it again",
             )
+        _check_lengths(value)
         try:
             provenance = msgspec.convert(value, cls)
         except msgspec.ValidationError as error:
@@ -147,6 +152,19 @@ class Provenance:
 def _column_to_json(column: ColumnProvenance) -> dict[str, object]:
     # The ids stand beside the recipe for programs that only compare.
     return {"space_id": column.recipe.space.id, "recipe_id": column.recipe.id, **asdict(column)}
+
+
+def _check_lengths(value: Any, depth: int = 0) -> None:
+    """See that nothing in it is longer than what we write. Raises DataError."""
+    if isinstance(value, dict):
+        entries = [*value.keys(), *value.values()]
+    else:
+        entries = value if isinstance(value, list) else []
+    too_long = isinstance(value, str) and len(value) > _MAX_STRING
+    if too_long or len(entries) > _MAX_ENTRIES or depth > _MAX_DEPTH:
+        raise DataError("its provenance is longer than any that embedcli writes")
+    for entry in entries:
+        _check_lengths(entry, depth + 1)
 
 
 def _check_ids(name: str, column: ColumnProvenance, value: Mapping[str, Any]) -> None:

@@ -1,0 +1,30 @@
+"""`python -m tests.campaigns NAME`: run a campaign, and print its faults."""
+
+import argparse
+import os
+import sys
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from tests.campaigns import hostile
+
+CAMPAIGNS = {
+    "hostile-folders": hostile.attack_folders,
+    "hostile-metadata": hostile.attack_metadata,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("name", choices=CAMPAIGNS)
+    parser.add_argument("--number", type=int, help="a sample of so many; default: all")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    count, faults = CAMPAIGNS[options.name](options.number, options.seed)
+    print("\n".join(faults))
+    print(f"{options.name}: {count} attacks, {len(faults)} faults")
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
