@@ -44,7 +44,11 @@ def run(arguments: list[str], folder: Path) -> Ended:
     output = folder / "child-output"
     child = os.fork()
     if not child:
-        os._exit(_in_child(arguments, folder, output))
+        code = 1
+        try:
+            code = _in_child(arguments, folder, output)
+        finally:  # whatever happens: a child may not run the parent's clean-up
+            os._exit(code)
     deadline = time.monotonic() + 6 * SECONDS  # wall: for what waits without working
     while True:
         pid, status, usage = os.wait4(child, os.WNOHANG)
