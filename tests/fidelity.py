@@ -687,7 +687,6 @@ def adapter_alone(path: Path) -> None:
 def _adapters() -> Iterator[Case]:
     yield Case("an adapter beside the model", adapter_beside)
     yield Case("an adapter alone", adapter_alone)
-    yield Case("an adapter without a tokenizer", removed(*TOKENIZER, base=adapter_alone))
 
     def pickled(path: Path) -> None:
         adapter_beside(path)

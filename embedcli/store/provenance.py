@@ -118,13 +118,13 @@ class Provenance:
 
         Raises DataError that names what is missing or ill-typed.
         """
+        _check_lengths(value)
         version = value.get("format_version") if isinstance(value, dict) else None
         if version != FORMAT_VERSION:
             raise DataError(
-                f"written in format version {version}, this embedcli reads version {FORMAT_VERSION}",
+                f"written in format version {str(version)[:40]}, this embedcli reads version {FORMAT_VERSION}",
                 "encode it again",
             )
-        _check_lengths(value)
         try:
             provenance = msgspec.convert(value, cls)
         except msgspec.ValidationError as error:
