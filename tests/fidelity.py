@@ -31,6 +31,7 @@ TEXTS = [
     "because the moon pulls the water " * 3,
     "the sea rises and falls " * 40,
     "literal {text} and </s> [SEP] in it",
+    "literal <pad> and [PAD] in the sea",
     "Приливы и отливы 🌊🌙",
     *(f"text number {index} " + "word " * index for index in range(8)),
 ]
@@ -120,6 +121,18 @@ ARCHITECTURES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] 
     "Olmo2": ({"num_key_value_heads": 2}, BYTE_LEVEL, LAST),
     "Cohere": ({"num_key_value_heads": 2}, BYTE_LEVEL, LAST),
     "Starcoder2": ({"num_key_value_heads": 2}, BYTE_LEVEL, LAST),
+    "Bart": (
+        {
+            **{"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64},
+            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_ffn_dim": 64},
+        },
+        BYTE_LEVEL,
+        {},
+    ),
+    "Longformer": ({"attention_window": [8, 8]}, BYTE_LEVEL, {}),
+    "Bloom": ({"n_layer": 2, "n_head": 4}, BYTE_LEVEL, LAST),
+    "NomicBert": ({}, BYTE_LEVEL, {}),
+    "BigBird": ({}, BYTE_LEVEL, {}),
 }
 
 
@@ -141,6 +154,23 @@ def _architectures() -> Iterator[Case]:
             edit(path, "config.json", is_causal=False)
 
         yield Case(f"{kind}, is_causal false", bidirectional)
+    for kind in ("Qwen2", "Llama", "ModernBert"):
+        # The config's length is that of the training: positions that are computed have no end.
+        longer = edited("config.json", architecture(kind), max_position_embeddings=32)
+        yield Case(f"{kind}, longer than its max_position_embeddings", longer)
+    relative = {
+        **{"position_biased_input": False, "relative_attention": True, "pos_att_type": "p2c|c2p"},
+        **{"max_position_embeddings": 32, "max_relative_positions": 32},
+    }
+    yield Case(
+        "DebertaV2, longer than its max_position_embeddings",
+        lambda path: tiny.model(path, "DebertaV2", BYTE_LEVEL, {}, **relative) and None,
+    )
+    narrow = {"ffn_dim": 64, "word_embed_proj_dim": 16}
+    yield Case(
+        "OPT with a projection",
+        lambda path: tiny.model(path, "OPT", BYTE_LEVEL, {}, **narrow) and None,
+    )
 
 
 def _poolings() -> Iterator[Case]:
@@ -312,12 +342,20 @@ def _modules() -> Iterator[Case]:
         yield Case(
             f"Dense {key} {value}", edited("2_Dense/config.json", dense, **{key: value}), expected
         )
+    for kind in ("torch.nn.modules.activation.GLU", "torch.nn.Module", "torch.nn.MSELoss"):
+        yield Case(
+            f"Dense {kind}",
+            edited("2_Dense/config.json", dense, activation_function=kind),
+            "refused",
+        )
+    yield Case("Dense, activation with a weight", _prelu, "direction")
     yield Case(
         "module of its own",
         edited_modules(type="custom_st.Transformer"),
         "refused: custom_st.Transformer",
     )
     yield Case("module out of the folder", edited_modules(path="../x"), "refused: ../x")
+    yield Case("a module's name too long", edited_modules(1, path="é" * 255), "refused: é")
     yield Case("kwargs of a module", edited_modules(1, kwargs=["task"]), "refused: kwargs")
     yield Case("unknown key of a module", edited_modules(1, scale=2), "refused: scale")
     yield Case(
@@ -331,6 +369,25 @@ def _modules() -> Iterator[Case]:
         "refused",
     )
     yield Case("no modules.json", removed("modules.json"), "refused: no modules.json")
+
+
+def _prelu(path: Path) -> None:
+    modules("Transformer", "Pooling", "Dense")(path)
+    edit(path, "2_Dense/config.json", activation_function="torch.nn.modules.activation.PReLU")
+    edit_tensors(
+        path / "2_Dense" / "model.safetensors",
+        lambda tensors: {**tensors, "activation_function.weight": tensors["linear.bias"][:1] - 3},
+    )
+
+
+def edit_tensors(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the tensors of a file."""
+    import safetensors.torch
+
+    changed = change(safetensors.torch.load_file(file))
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in changed.items()}, file
+    )
 
 
 def edited_modules(index: int = 0, **changes: Any) -> Callable[[Path], None]:
@@ -439,6 +496,45 @@ def _tokenizers() -> Iterator[Case]:
         )
 
     yield Case("truncation left in tokenizer.json", left_in_json)
+
+    def left_at_the_end(path: Path) -> None:
+        left_in_json(path)
+        content = json.loads((path / "tokenizer.json").read_text())
+        content["truncation"] = content.pop("truncation")
+        tiny.write_json(path / "tokenizer.json", content)
+
+    yield Case("truncation left at the end of tokenizer.json", left_at_the_end)
+
+    def typed(path: Path, **config: Any) -> None:
+        tiny.bert(path)
+        content = json.loads((path / "tokenizer.json").read_text())
+        for piece in content["post_processor"]["single"]:
+            next(iter(piece.values()))["type_id"] = 1
+        tiny.write_json(path / "tokenizer.json", content)
+        edit(path, "tokenizer_config.json", **config)
+
+    yield Case("token type 1, not a model's input", typed)
+    inputs = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    }
+    yield Case(
+        "token type 1", lambda path: typed(path, **inputs), "refused: token types other than 0"
+    )
+
+    def normalized_away(path: Path) -> None:
+        architecture("Qwen2", pooling="mean")(path)
+        remove = {"type": "Replace", "pattern": {"Regex": "^a$"}, "content": ""}
+        edit(path, "tokenizer.json", normalizer=remove)
+
+    yield Case("a normalizer that removes a text", normalized_away)
+    yield Case(
+        "a normalizer at which the library panics",
+        edited(
+            "tokenizer.json", normalizer={"type": "Precompiled", "precompiled_charsmap": "AA=="}
+        ),
+        "refused: PanicException",
+    )
     yield Case(
         "padding_side left",
         edited("tokenizer_config.json", architecture("Qwen2"), padding_side="left"),
@@ -530,6 +626,9 @@ def _sentence_config() -> Iterator[Case]:
         role="passage",
         template=None,
     )
+    yield Case(
+        "a prompt of half a character", bert(prompts={"query": "\ud800: "}), "refused: surrogates"
+    )
     yield Case("prompts null", sentence(prompts={"query": "q: ", "document": None}), template=None)
     yield Case("no prompts", bert(), "refused: no template", template=None)
 
@@ -592,6 +691,9 @@ def _folders() -> Iterator[Case]:
         ("auto_map", [1]),
         ("hidden_act", "no_such"),
         ("num_attention_heads", 5),
+        ("model_type", ["bert"]),
+        ("text_config", "x"),
+        ("max_position_embeddings", "x"),
     ):
         yield Case(f"config {key} {value}", edited("config.json", **{key: value}), "refused")
     yield Case("a config that its class can't run", _windowless, "refused: transformers can't run")
@@ -697,6 +799,8 @@ def _adapters() -> Iterator[Case]:
         "adapter_config.json", adapter_alone, base_model_name_or_path="nobody/no-such-model"
     )
     yield Case("an adapter without its base", elsewhere, "refused: nobody/no-such-model")
+    too_long = edited("adapter_config.json", adapter_alone, base_model_name_or_path="/" + "a" * 300)
+    yield Case("an adapter whose base has a path too long", too_long, "refused: aaa")
 
 
 def static(path: Path, model2vec: bool = False, normalize: bool = True, folder: str = "") -> None:
@@ -782,6 +886,42 @@ def _statics() -> Iterator[Case]:
         safetensors.torch.save_file({"weight": torch.randn(4, 4)}, path / "model.safetensors")
 
     yield Case("StaticEmbedding without a table", no_table, "refused: no table")
+    for name, change in _STATIC_TENSORS.items():
+
+        def changed(path: Path, change: Any = change, name: str = name) -> None:
+            static(path, model2vec="model2vec" in name)
+            edit_tensors(path / "model.safetensors", change)
+
+        expected = "direction" if name.endswith("bfloat16") else "refused: no table"
+        yield Case(name, changed, expected)
+    settings_of_transformers = {"truncation_side": "left", "add_eos_token": True}
+
+    def unread(path: Path) -> None:
+        truncating(path)
+        tiny.write_json(
+            path / "tokenizer_config.json", {**settings_of_transformers, "eos_token": "[UNK]"}
+        )
+
+    yield Case("StaticEmbedding, tokenizer_config.json isn't read", unread)
+
+
+_STATIC_TENSORS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "StaticEmbedding, bfloat16": lambda tensors: {
+        name: tensor.bfloat16() for name, tensor in tensors.items()
+    },
+    "model2vec, weights of two dimensions": lambda tensors: {
+        **tensors,
+        "weights": tensors["weights"][:, None],
+    },
+    "model2vec, a mapping of two dimensions": lambda tensors: {
+        **tensors,
+        "mapping": tensors["mapping"][:, None],
+    },
+    "StaticEmbedding, a table of one dimension": lambda tensors: {
+        "embedding.weight": tensors["embedding.weight"][:, 0],
+        "embeddings": tensors["embedding.weight"],
+    },
+}
 
 
 def router(path: Path, default: str | None = None, **parameters: Any) -> None:

@@ -30,8 +30,8 @@ FOLDERS = {
 TEXTS = ["The sea rises and falls twice a day.", "Größer, naïve [MASK] </s>", "water " * 60]
 
 
-def vectors_and_id(path: Path) -> tuple[np.ndarray, str]:
-    resolved = resolve(ModelRequest(model=str(path), template="{text}"), "query")
+def vectors_and_id(path: Path, role: str = "query", **request: Any) -> tuple[np.ndarray, str]:
+    resolved = resolve(ModelRequest(str(path), **{"template": "{text}", **request}), role)
     model = encoder.load(resolved.spec, RunOptions("cpu", "float32"))
     rendered, _ = templates.render(resolved.template, TEXTS, {})
     encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
@@ -105,6 +105,65 @@ def test_every_change_of_a_folder_changes_its_ids_or_is_refused_or_changes_no_ve
     name, tmp_path
 ):
     check(name, tmp_path)
+
+
+def check_pair(first: tuple[np.ndarray, str], second: tuple[np.ndarray, str]) -> None:
+    """See that vectors that differ have ids that differ."""
+    assert np.abs(first[0] - second[0]).max() > 1e-3
+    assert first[1] != second[1]
+
+
+@pytest.mark.torch
+def test_the_default_route_of_a_router_is_in_its_ids(tmp_path):
+    fidelity.router(tmp_path / "model", "query")
+    first = vectors_and_id(tmp_path / "model", "clustering", max_length=32)
+    parameters = {"default_route": "document", "allow_empty_key": True}
+    fidelity.edit(tmp_path / "model", "router_config.json", parameters=parameters)
+    check_pair(first, vectors_and_id(tmp_path / "model", "clustering", max_length=32))
+
+
+@pytest.mark.torch
+def test_what_a_family_says_of_a_router_is_in_its_ids(tmp_path):
+    fidelity.router(tmp_path / "model")
+    pairs = []
+    for pooling in ("cls", "mean"):
+        family = tmp_path / f"{pooling}.toml"
+        family.write_text(
+            f'pooling = "{pooling}"\nmodels = []\nsource = "x"\n[roles]\npassage = "{{text}}"\n'
+        )
+        pairs.append(vectors_and_id(tmp_path / "model", "passage", template=str(family)))
+    check_pair(*pairs)
+
+
+CODE = """
+from transformers import BertConfig, BertModel
+
+
+class OddConfig(BertConfig):
+    model_type = "oddbert"
+
+
+class OddModel(BertModel):
+    config_class = OddConfig
+
+    def forward(self, *args, **options):
+        output = super().forward(*args, **options)
+        output.last_hidden_state = output.last_hidden_state.{method}()
+        return output
+"""
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_the_code_of_a_model_is_in_its_ids(tmp_path):
+    path = tiny.bert(tmp_path / "model")
+    code = {"AutoConfig": "odd.OddConfig", "AutoModel": "odd.OddModel"}
+    fidelity.edit(path, "config.json", model_type="oddbert", auto_map=code)
+    pairs = []
+    for method in ("sin", "abs"):
+        (path / "odd.py").write_text(CODE.format(method=method))
+        pairs.append(vectors_and_id(path, trust_remote_code=True))
+    check_pair(*pairs)
 
 
 def check(name: str, tmp_path: Path, step: int = 1) -> None:

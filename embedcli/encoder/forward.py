@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from embedcli.encoder.api import Encoded, OnBatch
-from embedcli.encoder.batching import Lengths, Rows, batches, length_groups, packs
+from embedcli.encoder.batching import Rows, batches, length_groups, packs
 from embedcli.encoder.model import LoadedModel
 from embedcli.encoder.pooling import POOLINGS
 from embedcli.encoder.tokenizer import Tokens
@@ -68,14 +68,14 @@ class TorchEncoder:
             np.flatnonzero(lengths == 0).tolist(), "it has no tokens: this tokenizer adds none"
         )
         on_batch(len(failed), 0)
-        pending = self._batches(lengths, np.flatnonzero(lengths))
+        pending = self._batches(prepared, np.flatnonzero(lengths))
         while pending:
             rows = pending.pop()
             embedded = _if_it_fits(partial(embed, model, prepared, rows))
             if embedded is None and len(rows) > 1:
                 # Halve the budget for good, and cut all that is left anew.
                 self._budget = int(lengths[rows].sum()) // 2
-                pending = self._batches(lengths, np.concatenate([rows, *pending[::-1]]))
+                pending = self._batches(prepared, np.concatenate([rows, *pending[::-1]]))
                 continue
             if embedded is None:
                 failed[int(rows[0])] = (
@@ -83,14 +83,15 @@ class TorchEncoder:
                 )
             else:
                 vectors[torch.from_numpy(rows).to(model.device)] = embedded
-                padded += model.computed_tokens(lengths[rows])
+                padded += model.computed_tokens(prepared, rows)
             on_batch(len(rows), int(lengths[rows].sum()))
         failed |= self._repair(vectors, prepared, failed)
         return Encoded(vectors.cpu().numpy(), lengths, prepared.truncated, padded, failed)
 
-    def _batches(self, lengths: Lengths, rows: Rows) -> list[Rows]:
+    def _batches(self, tokens: Tokens, rows: Rows) -> list[Rows]:
         """Return the batches of some rows, the first one last; what can't be packed comes first."""
-        packable = self._model.can_pack(lengths[rows])
+        lengths = tokens.lengths
+        packable = self._model.can_pack(tokens, rows)
         packed, padded = rows[packable], rows[~packable]
         ordered = [packed[batch] for batch in packs(lengths[packed], self._budget)]
         ordered += [padded[batch] for batch in batches(lengths[padded], self._budget)]
@@ -137,14 +138,20 @@ def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
 
 def embed(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
     """Turn one batch into vectors float32 [B, dim]."""
+    vectors = full_vectors(model, tokens, rows)[:, : model.spec.dim]
+    return torch.nn.functional.normalize(vectors, dim=1) if model.spec.normalize else vectors
+
+
+def full_vectors(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
+    """Turn one batch into vectors float32 [B, full_dim], not yet truncated and normalized."""
     spec = model.spec
-    blocks = _packed_blocks if model.can_pack(tokens.lengths[rows]).all() else _padded_blocks
+    blocks = _packed_blocks if model.can_pack(tokens, rows).all() else _padded_blocks
     pooled = []
     for states, ranks in blocks(model, tokens, rows):
         states = model.token_modules(states)
         pooled.append(torch.cat([POOLINGS[name](states, ranks) for name in spec.pooling], dim=1))
-    vectors = model.text_modules(torch.cat(pooled))[:, : spec.dim]
-    return torch.nn.functional.normalize(vectors, dim=1) if spec.normalize else vectors
+    vectors: Tensor = model.text_modules(torch.cat(pooled))
+    return vectors
 
 
 def _packed_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:

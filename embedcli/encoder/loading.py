@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from embedcli.config import RunOptions
 from embedcli.encoder import compiling
 from embedcli.encoder.devices import choose_batch_tokens, choose_device, choose_dtype
+from embedcli.encoder.forward import full_vectors
 from embedcli.encoder.latent_attention import load_latent_attention
 from embedcli.encoder.model import LoadedModel, errors_of_the_model
 from embedcli.encoder.packing import Groups, Packing, find_packing, packed_states
@@ -25,6 +26,7 @@ from embedcli.models.contents import SIGNS_OF_A_TOKENIZER
 from embedcli.models.layout import Module
 from embedcli.models.schemas import read_json
 from embedcli.models.spec import ModelSpec
+from embedcli.records import Rendered
 
 # What an embedding never uses: heads for other tasks, and buffers of older versions.
 _UNUSED = re.compile(
@@ -65,6 +67,7 @@ def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
         batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
         packing=None if options.plain else _packing(spec, tokenizer, transformer),
     )
+    _check_width(model)
     if not compile_it:
         return model
     try:
@@ -73,6 +76,24 @@ def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
         if options.compile == "on":
             raise
         return load_model(spec, replace(options, compile="off"))
+
+
+@torch.inference_mode()
+def _check_width(model: LoadedModel) -> None:
+    """See that a text goes through, and that its vector is as wide as the configs say.
+
+    Raises ConfigurationError.
+    """
+    tokens = model.tokenizer.encode(Rendered(["a"], [0], [1]))
+    if not tokens.lengths[0]:
+        return
+    with errors_of_the_model(model.spec):
+        width = full_vectors(model, tokens, np.zeros(1, np.intp)).shape[1]
+    if width != model.spec.full_dim:
+        raise ConfigurationError(
+            f"{model.spec.files.id}: gives vectors of {width} dimensions, its configs say "
+            f"{model.spec.full_dim}"
+        )
 
 
 @torch.inference_mode()
@@ -128,7 +149,7 @@ def _transformer(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _unloadable(spec: ModelSpec, error: Exception) -> ConfigurationError:
+def _unloadable(spec: ModelSpec, error: BaseException) -> ConfigurationError:
     if isinstance(error, ConfigurationError):
         return error
     reason = " ".join(str(error).split())[:300]
@@ -243,12 +264,12 @@ class _Dense(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = linear
-        self.activation = activation
+        self.activation_function = activation
         self.residual = residual
 
     def forward(self, vectors: Tensor) -> Tensor:
         vectors = vectors.float()
-        out: Tensor = self.activation(self.linear(vectors))
+        out: Tensor = self.activation_function(self.linear(vectors))
         return out if self.residual is None else out + self.residual(vectors)
 
 
@@ -309,11 +330,15 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
         )
         is_fast = tokenizer.is_fast
         pad_id, side = tokenizer.pad_token_id, tokenizer.padding_side
-    except Exception as error:  # at odd folders libraries raise whatever comes to their mind
+    except BaseException as error:  # whatever comes to their mind; panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise _unloadable(spec, error) from None
     if not is_fast:
         raise ConfigurationError(
             f"{spec.files.id}: its tokenizer has no fast version", "tokenizer.json is needed"
         )
     backend = tokenizer.backend_tokenizer
+    if "token_type_ids" in tokenizer.model_input_names and any(backend.encode("a").type_ids):
+        raise ConfigurationError(f"{spec.files.id}: token types other than 0 aren't supported")
     return Tokenizer(backend, spec, pad_id if pad_id is not None else 0, pads_left=side == "left")

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from embedcli.encoder.batching import Rows
 from embedcli.encoder.packing import Groups, Packing, packed_states, unpacked
-from embedcli.encoder.tokenizer import Tokenizer
+from embedcli.encoder.tokenizer import Tokenizer, Tokens
 from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
 
@@ -73,11 +74,15 @@ class LoadedModel:
             self, transformer=transformer, dtype=torch.float32, packing=packing, compiled=None
         )
 
-    def can_pack(self, lengths: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    def can_pack(self, tokens: Tokens, rows: Rows) -> npt.NDArray[np.bool_]:
         """For each text whether it may go into a pack."""
         if self.packing is None:
-            return np.zeros(len(lengths), np.bool_)
-        return lengths <= (self.packing.window or np.iinfo(np.int32).max)
+            return np.zeros(len(rows), np.bool_)
+        fits = tokens.lengths[rows] <= (self.packing.window or np.iinfo(np.int32).max)
+        if self.packing.offset:
+            # RoBERTa's classes don't count padding tokens, also where a text holds one literally.
+            fits &= ~tokens.contain(self.tokenizer.pad_id, rows)
+        return fits
 
     def packed_states(self, ids: npt.NDArray[np.int32], groups: Groups) -> Tensor:
         """Return the states [tokens, hidden] of a pack's tokens, by compiled code where the pack fits into
@@ -100,9 +105,10 @@ class LoadedModel:
             states: Tensor = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
             return states
 
-    def computed_tokens(self, lengths: npt.NDArray[np.int32]) -> int:
+    def computed_tokens(self, tokens: Tokens, rows: Rows) -> int:
         """Count the tokens that a batch of such texts costs, padding included."""
-        if not self.can_pack(lengths).all():
+        lengths = tokens.lengths[rows]
+        if not self.can_pack(tokens, rows).all():
             return len(lengths) * int(lengths.max())
         useful = int(lengths.sum())
         return useful if self.compiled is None else max(useful, self.batch_tokens)

@@ -4,9 +4,12 @@
 As sentence-transformers' StaticEmbedding module: no special tokens, the mean over all tokens.
 """
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
+import safetensors
 from tokenizers import Tokenizer as RawTokenizer
 
 from embedcli.config import RunOptions
@@ -19,6 +22,15 @@ from embedcli.records import Rendered
 
 # A batch's token vectors: 2**16 of 1,024 float32 are 256 MiB.
 _TOKENS_AT_ONCE = 2**16
+_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "U8": "u1",
+}
 
 
 def load(spec: ModelSpec, options: RunOptions) -> "StaticEncoder":
@@ -43,8 +55,23 @@ def _load_tokenizer(spec: ModelSpec) -> Tokenizer:
         return Tokenizer(RawTokenizer.from_file(str(path)), spec)
     except ConfigurationError:
         raise
-    except Exception as error:  # the library's own, without a class
+    except BaseException as error:  # the library's own have no class, its panics are no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ConfigurationError(f"{path}: not a readable tokenizer: {error}") from None
+
+
+def _load_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """Read a file of tensors; bfloat16, which numpy lacks, as float32."""
+    tensors = {}
+    for name, tensor in safetensors.deserialize(path.read_bytes()):
+        if tensor["dtype"] == "BF16":
+            halves = np.frombuffer(tensor["data"], "<u2").astype(np.uint32)
+            values = (halves << 16).view(np.float32)
+        else:
+            values = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
+        tensors[name] = values.reshape(tensor["shape"])
+    return tensors
 
 
 def _load_table(spec: ModelSpec) -> npt.NDArray[np.float32]:
@@ -55,7 +82,7 @@ def _load_table(spec: ModelSpec) -> npt.NDArray[np.float32]:
     assert spec.folder is not None
     path = spec.folder / SINGLE
     try:
-        tensors = safetensors.numpy.load_file(path)
+        tensors = _load_tensors(path)
         table = tensors.get("embedding.weight")
         if table is None:
             table = tensors["embeddings"]

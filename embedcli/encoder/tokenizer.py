@@ -40,6 +40,14 @@ class Tokens:
         """Return the ids of some texts, one after the other."""
         return self.ids[_ranges(self.starts[rows], self.lengths[rows])]
 
+    def contain(self, token_id: int, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Tell which texts contain a token, bool [rows]; none of them is empty."""
+        lengths = self.lengths[rows]
+        starts = np.cumsum(lengths) - lengths
+        return (
+            np.add.reduceat(self.ids_of(rows) == token_id, starts) > 0 if len(rows) else starts > 0
+        )
+
     def as_lists(self) -> list[list[int]]:
         """Return the ids of each text."""
         ends = self.starts + self.lengths
@@ -234,11 +242,12 @@ def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDA
 
 def _special_ids(backend: Any) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and after a text."""
-    inner = backend.encode("a", add_special_tokens=False).ids
-    ids = backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(ids) - len(inner) + 1):
-        if ids[start : start + len(inner)] == inner:
-            return ids[:start], ids[start + len(inner) :]
+    for text in ("a", "1", "the", "\u4e00"):  # a normalizer may remove some
+        inner = backend.encode(text, add_special_tokens=False).ids
+        ids = backend.encode(text, add_special_tokens=True).ids
+        for start in range(len(ids) - len(inner) + 1) if inner else ():
+            if ids[start : start + len(inner)] == inner:
+                return ids[:start], ids[start + len(inner) :]
     raise ConfigurationError(
         "the tokenizer changes texts when it adds special tokens: not supported"
     )

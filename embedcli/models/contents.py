@@ -13,7 +13,7 @@ import msgspec
 from embedcli.errors import ConfigurationError
 from embedcli.models import weights
 from embedcli.models.hub import ModelFiles, find_base
-from embedcli.models.layout import Module, Pipeline
+from embedcli.models.layout import Module, Pipeline, check_regular
 from embedcli.models.schemas import read_json
 
 # Names and programs, not facts: two configs that differ only here make the same vectors.
@@ -29,6 +29,7 @@ _LENGTHS = {"max_seq_length", "query_length", "document_length"}
 _LAYERS = re.compile(r"num_hidden_layers|num_layers|n_layers?$|decoder_layers|encoder_layers")
 _SIZES = re.compile(r"size|dim|d_model|d_ff|heads|num_|n_|vocab|rank|max_position")
 _MAX_LABELS = 2**16
+_POSITION_TABLE = re.compile(r"(position_embeddings|wpe|embed_positions|positions_embed)\.weight$")
 # A config may describe that many times the numbers that the weights hold: the tables of positions
 # of a long context are computed, not stored.
 _MAX_EXPANSION = 8
@@ -43,6 +44,7 @@ class Contents:
 
     base: Path
     config: Mapping[str, Any]
+    has_position_table: bool
     weight_files: tuple[Path, ...]
     adapters: tuple[Path, ...]
     tokenizer: str
@@ -72,6 +74,7 @@ def read_contents(files: ModelFiles, pipeline: Pipeline) -> Contents:
     return Contents(
         base=base,
         config=config,
+        has_position_table=_has_position_table(weight_files),
         weight_files=tuple(weight_files),
         adapters=adapters,
         tokenizer=weights.tokenizer_sha256(folder if has_tokenizer else base),
@@ -85,13 +88,35 @@ def read_contents(files: ModelFiles, pipeline: Pipeline) -> Contents:
     )
 
 
+def _has_position_table(weight_files: Iterable[Path]) -> bool:
+    """Tell whether positions are looked up in a table of learnt ones, by the names of tensors."""
+    return any(
+        _POSITION_TABLE.search(name)
+        for path in weight_files
+        for name in weights.tensor_shapes(path)
+    )
+
+
 def _as_json(module: Module) -> object:
     return [module.kind, module.dimension, msgspec.to_builtins(module.dense)]
 
 
 def weights_of(modules: Iterable[Module]) -> list[Path]:
-    """List the files of weights of some modules. Raises ConfigurationError where one is missing."""
-    return [existing(module.folder / weights.SINGLE) for module in modules if module.folder]
+    """List the files of weights of some modules. Raises ConfigurationError where one is missing, or
+    of other shapes than its config says.
+    """
+    paths = []
+    for module in modules:
+        if module.folder is None:
+            continue
+        path = existing(module.folder / weights.SINGLE)
+        shape = weights.tensor_shapes(path).get("linear.weight")
+        if module.dense and shape != (module.dense.out_features, module.dense.in_features):
+            raise ConfigurationError(
+                f"{path}: its linear.weight is {shape}, not as its config says"
+            )
+        paths.append(path)
+    return paths
 
 
 def existing(path: Path) -> Path:
@@ -110,6 +135,7 @@ def _find_base(files: ModelFiles, folder: Path) -> Path:
     base = find_base(config.get("base_model_name_or_path"), files, path)
     if not (base / "config.json").is_file() or (base / weights.ADAPTER_CONFIG).is_file():
         raise ConfigurationError(f"{path}: its base {base} is no model")
+    check_regular(base)
     return base
 
 
@@ -123,6 +149,9 @@ def _read_config(base: Path, pipeline: Pipeline) -> dict[str, Any]:
         raise ConfigurationError(f"{base}: no model there (config.json is missing)")
     if not isinstance(config, dict):
         raise ConfigurationError(f"{path}: not an object")
+    for key, kind in (("model_type", str), ("text_config", dict)):
+        if not isinstance(config.get(key, kind()), kind | None):
+            raise ConfigurationError(f"{path}: {key} is no {kind.__name__}")
     if "transformers_weights" in config:
         raise ConfigurationError(
             f"{path}: transformers_weights names other weights than the folder's: not supported"
@@ -172,7 +201,7 @@ def hidden_size(files: ModelFiles, config: Mapping[str, Any], pipeline: Pipeline
     if pipeline.source == "static":
         return _static_dim(pipeline.folder)
     for source in (config, config.get("text_config") or {}):
-        for key in ("hidden_size", "d_model", "n_embd", "dim"):
+        for key in ("word_embed_proj_dim", "hidden_size", "d_model", "n_embd", "dim"):
             if isinstance(source.get(key), int):
                 return int(source[key])
     raise ConfigurationError(f"{files.id}: config.json does not say the model's hidden_size")
@@ -181,10 +210,11 @@ def hidden_size(files: ModelFiles, config: Mapping[str, Any], pipeline: Pipeline
 def _static_dim(folder: Path) -> int:
     path = folder / weights.SINGLE
     shapes = weights.tensor_shapes(path)
-    for name in ("embedding.weight", "embeddings"):
-        shape = shapes.get(name, ())
-        if len(shape) == 2 and min(shape) > 0:
-            return shape[1]
+    name = "embedding.weight" if "embedding.weight" in shapes else "embeddings"
+    shape = shapes.get(name, ())
+    by_token = [shapes[key] for key in ("mapping", "weights") if key in shapes]
+    if len(shape) == 2 and min(shape) > 0 and all(len(other) == 1 for other in by_token):
+        return shape[1]
     raise ConfigurationError(
         f"{path}: holds no table of vectors: {', '.join(sorted(shapes))[:200]}"
     )

@@ -6,6 +6,7 @@ current directory.
 """
 
 import importlib.util
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ _DEFAULT_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
 _HUB_NOT = ["onnx/*", "openvino/*", "coreml/*", "*/onnx/*"]
+_LONGEST_PATH = 255
 _SIGNS_OF_A_MODEL = ("modules.json", "config.json", "adapter_config.json")
 _HASH = re.compile(r"hash:([1-9][0-9]{0,4})")
 
@@ -135,7 +137,7 @@ def find_base(name: object, files: ModelFiles, where: Path) -> Path:
     """
     if not isinstance(name, str) or not name:
         raise ConfigurationError(f"{where}: base_model_name_or_path is missing")
-    if Path(name).is_absolute() and Path(name).is_dir():
+    if name.startswith("/") and len(os.fsencode(name)) < _LONGEST_PATH and Path(name).is_dir():
         return Path(name)
     if not _HUB_ID.fullmatch(name):
         raise ConfigurationError(

@@ -101,7 +101,7 @@ def read_layout(files: ModelFiles) -> Layout:
     Raises ConfigurationError for whatever isn't known to us, by its name.
     """
     assert files.path is not None
-    _check_regular(files.path)
+    check_regular(files.path)
     path = files.path / "modules.json"
     value = read_json(path)
     if value is None:
@@ -304,15 +304,23 @@ def _inside(root: Path, folder: str, where: Path) -> Path:
     parts = Path(folder).parts
     if ".." in parts or Path(folder).is_absolute():
         raise ConfigurationError(f"{where}: the folder {folder!r} is outside of the model's")
-    return root.joinpath(*parts)
+    inside = root.joinpath(*parts)
+    check_regular(inside)
+    return inside
 
 
 def _unsupported(where: Path, kind: str) -> ConfigurationError:
     return ConfigurationError(f"{where}: its module {kind} is not supported")
 
 
-def _check_regular(folder: Path) -> None:
-    """See that a folder holds nothing to wait for: libraries would read FIFOs and devices for ever."""
-    for path in (*folder.iterdir(), *folder.glob("*/*")):
+def check_regular(folder: Path) -> None:
+    """See that a model's folder holds nothing to wait for: libraries would read FIFOs and devices
+    for ever. Raises ConfigurationError.
+    """
+    try:
+        paths = [*folder.iterdir(), *folder.glob("*/*")]
+    except OSError:
+        return  # a folder that isn't there is a matter of who looks for a file in it
+    for path in paths:
         if path.exists() and not (path.is_file() or path.is_dir()):
             raise ConfigurationError(f"{path}: not a regular file")

@@ -168,14 +168,18 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
     Raises ConfigurationError where it isn't a regular file, is too long, or isn't JSON.
     """
-    if not path.exists():
-        return None
-    if not path.is_file():
-        raise ConfigurationError(f"{path}: not a regular file")
     try:
+        if not path.exists():
+            return None
+        if not path.is_file():
+            raise ConfigurationError(f"{path}: not a regular file")
         if path.stat().st_size > limit:
             raise ConfigurationError(f"{path}: longer than {limit:,} bytes")
-        return json.loads(path.read_bytes())
+        content = path.read_bytes()
+        value = json.loads(content)
+        if b"\\ud" in content.lower():  # half a character can't be written anywhere
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path}: not readable: {error}") from None
 

@@ -95,6 +95,21 @@ class ModelSpec:
         return (facts.native_class or self.model_type, *before, pooling, *after, *named)
 
     @property
+    def _stated_facts(self) -> tuple[str, ...]:
+        """What a family says of all routes, where it says something that changes vectors."""
+        facts = self.facts
+        stated = {
+            "pooling": facts.pooling,
+            "pooled": facts.pooled,
+            "attention": facts.attention,
+            "begin": facts.begin_token,
+            "end": facts.end_token,
+            "layer_norm": facts.layer_norm,
+            "native_class": facts.native_class,
+        }
+        return tuple(f"{name} {value}" for name, value in stated.items() if value is not None)
+
+    @property
     def space(self) -> Space:
         """What must be equal for vectors to be comparable."""
         return Space(
@@ -104,7 +119,7 @@ class ModelSpec:
             tokenizer=self.tokenizer,
             config=self.config,
             # Of a Router's routes the digests tell all: their vectors compare with one another.
-            pipeline=self.routes or self.pipeline,
+            pipeline=(*self.routes, *self._stated_facts) if self.routes else self.pipeline,
             dim=self.dim,
             normalized=self.normalize,
         )
@@ -141,7 +156,8 @@ def read_spec(
     modules, full_dim = _modules(files, content.config, facts, request, pipeline, pooling)
     dim = _dim_kept(files, full_dim, request, sentence)
     max_length, length_origin = read_max_length(content, pipeline, facts, request, role)
-    begin, end = added_tokens(pipeline.folder, facts)
+    own_code = _own_code(files, content.config, facts, request)
+    begin, end = added_tokens(pipeline, facts)
     adapter = [role_adapters[role]] if role in role_adapters else []
     weight_files = [path for content in contents for path in content.weight_files]
     # Those of all roles, so that vectors of two roles are of one space.
@@ -155,7 +171,14 @@ def read_spec(
         files=files,
         weights=weights.files_sha256(weight_files),
         tokenizer="".join(content.tokenizer for content in contents),
-        config=weights.json_sha256([[content.digested for content in contents], adapter_configs]),
+        config=weights.json_sha256(
+            [
+                [content.digested for content in contents],
+                adapter_configs,
+                layout.default_route,
+                _code_digest(content.base) if own_code else None,
+            ]
+        ),
         model_type=str(content.config.get("model_type", pipeline.source)),
         pooling=pooling,
         normalize=_normalize(facts, request, pipeline, sentence),
@@ -173,7 +196,7 @@ def read_spec(
         begin=begin,
         end=end,
         lower_case=pipeline.settings.do_lower_case,
-        own_code=_own_code(files, content.config, facts, request),
+        own_code=own_code,
         adapters=(*content.adapters, *adapter),
         routes=tuple(f"route {name}" for name in layout.routes if name),
         origins=_origins(facts, request, sentence, length_origin),
@@ -287,6 +310,11 @@ def _own_code(
         f"{files.id}: needs code of its own repository ({code}), which is not run unasked",
         _native_hint(facts),
     )
+
+
+def _code_digest(folder: Path) -> str:
+    """Return 64 hex digits over the code of a repository."""
+    return weights.files_sha256(sorted(folder.rglob("*.py")))
 
 
 def _native_hint(facts: FamilyFacts) -> str:

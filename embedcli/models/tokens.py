@@ -25,6 +25,9 @@ def truncation_side(pipeline: Pipeline) -> Literal["left", "right"]:
     """Return the end of a long text that is cut, as transformers reads it: the settings, then
     tokenizer_config.json, then tokenizer.json.
     """
+    if pipeline.source == "static":  # sentence-transformers reads nothing else for it
+        side = _json_truncation(pipeline.folder).get("direction")
+        return "left" if str(side).lower() == "left" else "right"
     config = read_json(pipeline.folder / "tokenizer_config.json")
     side = pipeline.settings.tokenizer_options.get("truncation_side")
     if side is None and isinstance(config, dict):
@@ -37,10 +40,9 @@ def truncation_side(pipeline: Pipeline) -> Literal["left", "right"]:
 def _json_truncation(folder: Path) -> Mapping[str, Any]:
     """Return what tokenizer.json says of truncation, without reading its vocabulary twice."""
     try:
-        content = (folder / "tokenizer.json").read_bytes()[:4096]
+        content = (folder / "tokenizer.json").read_bytes()
     except OSError:
         return {}
-    # It stands at the front: {"version": "1.0", "truncation": {...}, "padding": ...
     found = re.search(rb'"truncation":\s*(\{[^{}]*\})', content)
     try:
         return json.loads(found.group(1)) if found else {}
@@ -48,13 +50,15 @@ def _json_truncation(folder: Path) -> Mapping[str, Any]:
         return {}
 
 
-def added_tokens(folder: Path, facts: FamilyFacts) -> tuple[str | None, str | None]:
+def added_tokens(pipeline: Pipeline, facts: FamilyFacts) -> tuple[str | None, str | None]:
     """Return the tokens that we put around every text: the family's, or those that
     tokenizer_config.json says are added, where the tokenizer itself adds none.
 
     transformers 5 doesn't look at add_eos_token any more; the models were trained with it.
     """
-    begin, end = facts.begin_token, facts.end_token
+    begin, end, folder = facts.begin_token, facts.end_token, pipeline.folder
+    if pipeline.source == "static":
+        return begin, end
     config = read_json(folder / "tokenizer_config.json")
     if not isinstance(config, dict):
         return begin, end
@@ -103,9 +107,11 @@ def read_max_length(
     own configs.
     """
     positions = _max_positions(content.config)
-    if request.max_length is not None and positions is not None and request.max_length > positions:
+    # Rotary and relative positions have no end; a table of learnt ones has.
+    table = positions if content.has_position_table else None
+    if request.max_length is not None and table is not None and request.max_length > table:
         raise ConfigurationError(
-            f"--max-length {request.max_length}: {content.base} has {positions} positions"
+            f"--max-length {request.max_length}: {content.base} has {table} positions"
         )
     settings = pipeline.settings
     of_role = {"query": settings.query_length, "passage": settings.document_length}.get(role)
@@ -130,7 +136,9 @@ def read_max_length(
     for origin, value in known:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
             continue
-        if positions is not None and value > positions:
-            return positions, "config.json"
+        # What the tokenizer says is a default, which sentence-transformers cuts to the config's.
+        most = positions if origin == "tokenizer_config.json" else table
+        if most is not None and value > most:
+            return most, "config.json"
         return int(value), origin
     raise ConfigurationError(f"{content.base}: its max length is not known", "pass --max-length")
