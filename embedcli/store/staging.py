@@ -25,7 +25,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedcli.errors import AccessError, EmbedcliError, LockedError, OutputError, from_os_error
+from embedcli.errors import (
+    AccessError,
+    EmbedcliError,
+    Interrupted,
+    LockedError,
+    OutputError,
+    from_os_error,
+)
 from embedcli.files import rename, sync
 from embedcli.store import parts
 
@@ -143,7 +150,11 @@ def open_staging(
     it can't be created or isn't ours.
     """
     name = place_of(output)
-    lock = _lock(name, output)
+    try:
+        lock = _lock(name, output)
+    except Interrupted:
+        _remove_unused(name)
+        raise
     try:
         with _held(name, lock) as (path, handle):
             stage = Staging(path, output, token, name=name, handle=handle)
@@ -160,6 +171,10 @@ def open_staging(
                 else:
                     with contextlib.suppress(OSError):
                         _remove_all(path, name)
+    except Interrupted:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        _remove_unused(name)
+        raise
     finally:
         os.close(lock)
 
@@ -372,6 +387,18 @@ def _remove_all(path: Path, name: Path) -> None:
     for entry in sorted(os.listdir(path), key=MARKER.__eq__):
         _remove(path / entry)
     os.rmdir(name)
+
+
+def _remove_unused(name: Path) -> None:
+    """Remove a staging directory that holds nothing yet, unless another run has it."""
+    with contextlib.suppress(OSError):
+        lock = os.open(name, _OPEN_DIRECTORY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.listdir(name) in ([], [MARKER]):
+                _remove_all(name, name)
+        finally:
+            os.close(lock)
 
 
 def _clear(path: Path) -> None:
