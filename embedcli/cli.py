@@ -2,7 +2,6 @@
 
 import functools
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -13,13 +12,7 @@ import typer
 import embedcli
 from embedcli import console, signals
 from embedcli.commands import VERBS, Verb, help  # noqa: A004 - what --help shows
-from embedcli.errors import (
-    EXIT_BROKEN_PIPE,
-    EXIT_INTERNAL,
-    EmbedcliError,
-    Interrupted,
-    from_os_error,
-)
+from embedcli.errors import Interrupted, ending_of, from_os_error
 
 EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad data; 66 input missing; 69 device lost;
 70 internal error; 73 output can't be created; 74 I/O error or disk full; 75 another run holds the output;
@@ -83,24 +76,13 @@ def _report(error: BaseException) -> int:
 
 
 def _say(error: BaseException) -> int:
+    ending = ending_of(error)
     if isinstance(error, BrokenPipeError):
         # The reader had enough. Nothing more may be written, not even by the interpreter when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_BROKEN_PIPE
-    if isinstance(error, Interrupted):
-        console.error(f"ended by {signal.Signals(error.signal_number).name}; nothing was published")
-        return error.exit_code
-    if isinstance(error, OSError):
-        error = from_os_error(error)
-    if isinstance(error, EmbedcliError):
-        console.error(error.message, error.hint)
-        return error.exit_code
-    console.error(
-        f"internal error: {type(error).__name__}: {error}",
-        "please report it with the output of the same command under `embedcli --debug`: "
-        f"embedcli {embedcli.__version__}, Python {sys.version.split()[0]}",
-    )
-    return EXIT_INTERNAL
+    else:
+        console.error(ending.error, ending.hint)
+    return ending.exit_code
 
 
 def _add(parent: typer.Typer, name: str, verb: Verb | Mapping[str, Verb]) -> None:
@@ -121,4 +103,14 @@ for _name, _verb in VERBS.items():
 
 def main() -> None:
     """Run the console script."""
-    app(prog_name="embedcli")
+    try:
+        app([_shown(argument) for argument in sys.argv[1:]], prog_name="embedcli")
+    except OSError as error:  # of writing help or a usage error: /dev/full, say
+        code = _report(from_os_error(error))
+        os._exit(code)  # what is buffered can't be written either
+
+
+def _shown(argument: str) -> str:
+    """Return an option's name as it may be repeated in an error: a value stays as it is."""
+    name, equals, value = argument.partition("=")
+    return console.safe(name) + equals + value if name.startswith("-") else argument

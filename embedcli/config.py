@@ -3,16 +3,52 @@
 What changes a vector is no option: see `Recipe`. `RunOptions` holds what only changes the speed.
 """
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
+from embedcli.errors import UsageError
+
 STDIN = STDOUT = "-"
+# The rejected rows of a dataset directory, which appear with it. Readers pass over such names.
+REJECTS_NAME = "_rejects.jsonl"
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
 # An interrupted run that was compiled goes on so, without insisting on it.
 CompileMode = Literal["auto", "on", "off", "if-possible"]
 OnError = Literal["fail", "reject"]
 VectorType = Literal["float32", "float16"]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A number of rows, or a share of them, that may not be exceeded."""
+
+    rows: int | None = None
+    share: float | None = None
+
+    @classmethod
+    def parse(cls, string: str, option: str) -> "Limit":
+        """Read a number of rows, or a share in percent: `100`, `2.5%`. Raises UsageError."""
+        number = string.removesuffix("%")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if string.endswith("%") and 0 <= value <= 100:
+            return cls(share=value / 100)
+        if string.isdecimal():
+            return cls(rows=int(string))
+        raise UsageError(f"{option} {string!r} is neither a number of rows nor a share, such as 2%")
+
+    def allows(self, count: int, rows: int) -> bool:
+        """Tell whether `count` of so many rows is within the limit."""
+        if self.rows is not None:
+            return count <= self.rows
+        return self.share is None or count <= self.share * rows
+
+    def __str__(self) -> str:
+        return str(self.rows) if self.share is None else f"{100 * self.share:g}%"
 
 
 @dataclass(frozen=True)
@@ -51,13 +87,15 @@ class RunOptions:
 class InputOptions:
     """How records are taken from files.
 
-    `columns` None carries all; `fields` are columns that the template names.
+    `columns` None carries all; `fields` are columns that the template names; `max_input_bytes`
+    counts all files, decompressed.
     """
 
     text_column: str = "text"
     columns: tuple[str, ...] | None = None
     fields: tuple[str, ...] = ()
     max_row_bytes: int = 16 * 2**20
+    max_input_bytes: int | None = None
     binary_as_utf8: bool = False
     on_error: OnError = "fail"
 
@@ -66,17 +104,29 @@ class InputOptions:
 class OutputOptions:
     """Where vectors go.
 
-    `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside.
+    `path` is a file name or `-`; `rejects` the file for rejected rows, if any are set aside;
+    `rejects_inside`: they go into the output, a directory.
 
     `directory`: the output is a dataset directory of parts. `allow_empty`: an output without rows
-    is wanted, too.
+    is wanted, too. `max_rejected`, `max_removed`: how many rows of the input may be rejected, and
+    how many of the output that is updated may go.
     """
 
     path: str
     directory: bool = False
     format: Literal["parquet", "arrow", "jsonl"] = "parquet"
     rejects: str | None = None
+    rejects_inside: bool = False
     embedding_column: str = "embedding"
     vector_type: VectorType = "float32"
     min_rows: int = 0
     allow_empty: bool = False
+    max_rejected: Limit = Limit()
+    max_removed: Limit = Limit()
+
+    @property
+    def rejects_file(self) -> str:
+        """The file that lists the rejected rows; empty where they end the run."""
+        if self.rejects_inside:
+            return os.path.join(self.path, REJECTS_NAME)
+        return self.rejects or ""

@@ -18,7 +18,11 @@ the pipe. A message says what, where and with which value; a hint says what to d
 """
 
 import errno
+import signal
+import sys
 from dataclasses import dataclass
+
+import embedcli
 
 EXIT_OK = 0
 EXIT_REJECTED = 3
@@ -141,3 +145,48 @@ def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
         else ""
     )
     return kind(f"{where}: {reason}" if where else reason, hint)
+
+
+def _from_memory_error(error: BaseException) -> EmbedcliError | None:
+    """Return the error of the tree for memory that couldn't be had, None where that isn't the reason."""
+    # Under a limit of addresses (ulimit -v) it may be a library that finds no place.
+    if isinstance(error, MemoryError) or "failed to map segment" in str(error):
+        reason = " ".join(str(error).split())
+        return DeviceError(
+            f"out of memory: {reason}" if reason else "out of memory",
+            "give it more memory, or use fewer --num-processes; finished work is kept",
+        )
+    return None
+
+
+def as_foreseen(error: BaseException) -> EmbedcliError | None:
+    """Return the error of the tree that an error stands for, None where it was not foreseen."""
+    if isinstance(error, EmbedcliError):
+        return error
+    return from_os_error(error) if isinstance(error, OSError) else _from_memory_error(error)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: its exit code, and why if it failed."""
+
+    exit_code: int
+    error: str = ""
+    hint: str = ""
+
+
+def ending_of(error: BaseException) -> Ending:
+    """Tell the exit code that an error means, and what people are told."""
+    if isinstance(error, Interrupted):
+        name = signal.Signals(error.signal_number).name
+        return Ending(error.exit_code, f"ended by {name}; nothing was published")
+    if isinstance(error, BrokenPipeError):
+        return Ending(EXIT_BROKEN_PIPE, "the reader closed the pipe")
+    if foreseen := as_foreseen(error):
+        return Ending(foreseen.exit_code, foreseen.message, foreseen.hint)
+    return Ending(
+        EXIT_INTERNAL,
+        f"internal error: {type(error).__name__}: {error}",
+        "please report it with the output of the same command under `embedcli --debug`: "
+        f"embedcli {embedcli.__version__}, Python {sys.version.split()[0]}",
+    )

@@ -95,6 +95,24 @@ def check_folder(path: str) -> None:
         raise OutputError(f"{path}: the file name is too long", f"at most {_LONGEST_NAME} bytes")
     if not os.access(target.parent, os.W_OK):
         raise AccessError(f"{path}: its folder can't be written")
+    check_sticky(target)
+
+
+def check_sticky(path: Path) -> None:
+    """Refuse what only another user may replace: in folders like /tmp its owner, or the folder's.
+
+    Raises AccessError.
+    """
+    try:
+        status, folder = os.lstat(path), os.stat(path.parent)
+    except FileNotFoundError:
+        return
+    may_replace = (0, status.st_uid, folder.st_uid)
+    if folder.st_mode & stat.S_ISVTX and os.geteuid() not in may_replace:
+        raise AccessError(
+            f"{path}: belongs to another user, and nobody else can replace it in this folder",
+            "choose another name",
+        )
 
 
 def check_distinct(path: str, option: str, taken_paths: Sequence[tuple[str, str]]) -> None:
@@ -175,11 +193,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_parquet(path: Path | str, name: str | None = None) -> "pq.ParquetFile":
+def open_parquet(
+    path: Path | str, name: str | None = None, dictionaries: Sequence[str] = ()
+) -> "pq.ParquetFile":
     """Open a Parquet file with checksums verified as pages are read; `name` is what people call it.
 
-    Pages are streamed, so that memory doesn't depend on the size of a row group. Raises DataError
-    where it is no Parquet file, encrypted or damaged; OSError as the system gives it.
+    Columns in `dictionaries` (paths of leaves, of byte arrays) are read as dictionaries. Pages are
+    streamed, so that memory doesn't depend on the size of a row group. Raises DataError where it
+    is no Parquet file, encrypted or damaged; OSError as the system gives it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -189,7 +210,11 @@ def open_parquet(path: Path | str, name: str | None = None) -> "pq.ParquetFile":
     try:
         source = pa.OSFile(os.fsencode(path))  # bytes: a file name need not be UTF-8
         return pq.ParquetFile(
-            source, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20
+            source,
+            read_dictionary=list(dictionaries),
+            page_checksum_verification=True,
+            pre_buffer=False,
+            buffer_size=2**20,
         )
     except (pa.ArrowException, OSError, ValueError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:

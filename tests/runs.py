@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -106,6 +107,26 @@ def kill_group_after(process, seconds):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     return process.returncode
+
+
+def remove(output):
+    """Remove an output, of whatever kind, if it is there."""
+    if Path(output).is_dir():
+        shutil.rmtree(output)
+    else:
+        Path(output).unlink(missing_ok=True)
+
+
+def damage(path, rng):
+    """Flip a bit of a file, or cut it off; an empty one gets a byte."""
+    sound = bytearray(path.read_bytes())
+    if not sound:
+        path.write_bytes(b"\xff")
+    elif rng.random() < 0.3:
+        path.write_bytes(sound[: rng.randrange(len(sound))])
+    else:
+        sound[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
+        path.write_bytes(sound)
 
 
 POISON = """

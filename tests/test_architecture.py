@@ -24,7 +24,7 @@ LAYERS = [
     {"store", "templates"},
     {"records"},
     {"files"},
-    {"config"},
+    {"config", "escaping"},
     {"errors"},
 ]
 # The console prints a run's summary: it may know its type, nothing more.
@@ -153,6 +153,7 @@ def test_files_are_renamed_into_place_by_few():
         "store/staging.py",
         "store/publish.py",
         "store/claims.py",
+        "store/lease.py",
         "run/plan_file.py",
         "run/steps.py",
     }

@@ -1,5 +1,7 @@
 """What comes from outside can't move the cursor, hide, or reorder what people read."""
 
+import subprocess
+import sys
 import unicodedata
 
 from hypothesis import given
@@ -59,9 +61,6 @@ def test_lengths_of_time():
 
 
 def test_closed_streams_are_no_fault(tmp_path):
-    import subprocess
-    import sys
-
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     command = f"{sys.executable} -m embedcli encode {tmp_path}/a.jsonl --role query --model hash:8 2>&- <&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True)
@@ -71,10 +70,14 @@ def test_closed_streams_are_no_fault(tmp_path):
     assert done.returncode == 0
 
 
-def test_a_bare_environment_gives_the_same_bytes(tmp_path):
-    import subprocess
-    import sys
+def test_an_input_that_is_closed_is_missing(tmp_path):
+    command = f"{sys.executable} -m embedcli encode - --role query --model hash:8 -o {tmp_path}/o"
+    done = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (66, "")
+    assert done.stderr == "error: <stdin>: standard input is closed\n"
 
+
+def test_a_bare_environment_gives_the_same_bytes(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "größer"}\n', encoding="utf-8")
     found = set()
     for variables in (

@@ -13,7 +13,8 @@ import pytest
 
 from embedcli import launch
 from embedcli.config import RunOptions
-from embedcli.errors import ConfigurationError, UsageError
+from embedcli.errors import ConfigurationError, UsageError, ending_of
+from embedcli.run import supervisor
 from embedcli.store.claims import ClaimBoard
 from embedcli.store.staging import Staging
 from tests.conftest import run_process
@@ -65,6 +66,18 @@ def test_any_number_of_processes_gives_the_same_bytes(processes, cli, corpus, wh
     assert (ran.code, report["workers"], report["restarts"]) == (0, processes, 0)
     assert (tmp_path / "o.parquet").read_bytes() == whole
     assert counts(report, "rows_in", "rows_out", "rejected") == (160_000, 160_000, 0)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_any_run_of_any_number_of_processes_gives_the_same_bytes(
+    processes, corpus, whole, tmp_path, full
+):
+    for number in range(5 if full else 1):
+        output = tmp_path / str(number)
+        ran = run_process("encode", corpus, *HASH, "-o", output, "--num-processes", processes)
+        assert ran.code == 0, ran.err
+        assert output.read_bytes() == whole
 
 
 def test_a_directory_and_a_stream_by_several_processes(cli, corpus, tmp_path):
@@ -158,16 +171,31 @@ while True:
 """
 
 
-def test_a_worker_that_hangs_is_noticed(corpus, whole, tmp_path):
-    output = tmp_path / "o.parquet"
+def hang_a_worker(corpus, output, rng):
+    """Stop one of two workers of a run for good, while it works; gives what the run said."""
     process = start_encode(corpus, output, "--num-processes", 2, "--watchdog", 2)
     victims = wait_for(lambda: len(found := workers_of(process)) == 2 and found)
     wait_for(lambda: len(parts_of(output)) > 1)
-    os.kill(victims[0], signal.SIGSTOP)
+    os.kill(rng.choice(victims), signal.SIGSTOP)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
+    return err
+
+
+def test_a_worker_that_hangs_is_noticed(corpus, whole, tmp_path):
+    err = hang_a_worker(corpus, tmp_path / "o", random.Random(0))
     assert b"showed no progress for 2 s; restarting it" in err
-    assert output.read_bytes() == whole
+    assert (tmp_path / "o").read_bytes() == whole
+
+
+@pytest.mark.heavy
+def test_workers_that_hang_at_random_cost_nothing(corpus, whole, tmp_path, full):
+    rounds, rng, noticed = 10 if full else 2, random.Random(1), 0
+    for number in range(rounds):
+        err = hang_a_worker(corpus, tmp_path / str(number), rng)
+        noticed += b"showed no progress for 2 s; restarting it" in err
+        assert (tmp_path / str(number)).read_bytes() == whole
+    print(f"\n{rounds} workers stopped, {noticed} while they had work: all complete, bytes equal")
 
 
 def test_one_process_that_hangs_gives_up_by_itself(tmp_path):
@@ -176,40 +204,46 @@ def test_one_process_that_hangs_gives_up_by_itself(tmp_path):
     assert (ran.code, "no progress for 1 s" in ran.err) == (69, True)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_text_that_kills_is_found_and_rejected(processes, tmp_path):
+@pytest.mark.parametrize(
+    ("word", "processes"),
+    [
+        ("POISON", 1),
+        ("POISON", 2),
+        pytest.param("ENDLESS", 1, marks=pytest.mark.heavy),
+        pytest.param("ENDLESS", 2, marks=pytest.mark.heavy),
+    ],
+)
+def test_a_text_that_kills_is_found_and_rejected(word, processes, tmp_path):
     corpus, environment = tmp_path / "c.jsonl", poisoned(tmp_path)
-    rows = [{"text": f"text {i}" + " POISON" * (i == 7_777)} for i in range(10_000)]
+    rows = [{"text": f"text {i}" + f" {word}" * (i == 7_777)} for i in range(10_000)]
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = (
+    options = [
         *HASH,
         "-o",
-        tmp_path / "o.parquet",
+        tmp_path / "o",
         "--num-processes",
         processes,
         "--report",
         tmp_path / "r",
-    )
-    if (
-        processes == 1
-    ):  # it takes the run with it, twice; then a process of its own is given to the unit
-        assert [
-            run_process("encode", corpus, *options, env=environment).code for _ in range(2)
-        ] == [9, 9]
+    ]
+    if word == "ENDLESS":
+        options += ["--watchdog", 2]
+    if processes == 1:
+        # It takes the run with it, twice; then a process of its own is given to the unit.
+        codes = [run_process("encode", corpus, *options, env=environment).code for _ in range(2)]
+        assert codes == ([9, 9] if word == "POISON" else [69, 69])
     ran = run_process("encode", corpus, *options, env=environment)
-    assert (ran.code, f"{corpus}:7778: it ends the process that encodes it" in ran.err) == (
-        65,
-        True,
-    )
+    message = f"{corpus}:7778: it ends the process that encodes it"
+    assert (ran.code, message in ran.err) == (65, True), ran.err
     ran = run_process("encode", corpus, *options, "--on-error", "reject", env=environment)
     assert ran.code == 3, ran.err
-    [rejected] = (tmp_path / "o.parquet.rejects.jsonl").read_text().splitlines()
+    [rejected] = (tmp_path / "o.rejects.jsonl").read_text().splitlines()
     assert json.loads(rejected)["line"] == 7_778
     report = json.loads((tmp_path / "r").read_text())
     assert counts(report, "rows_in", "rows_out", "rejected") == (10_000, 9_999, 1)
     assert report["restarts"] <= 20
-    assert table(tmp_path / "o.parquet")["text"].to_pylist() == [
-        row["text"] for row in rows if "POISON" not in row["text"]
+    assert table(tmp_path / "o")["text"].to_pylist() == [
+        row["text"] for row in rows if word not in row["text"]
     ]
 
 
@@ -229,6 +263,41 @@ def test_workers_that_keep_dying_end_the_run_with_69(corpus, tmp_path):
         True,
     )
     assert time.monotonic() - started < 60
+
+
+NO_MODEL = """
+import sys
+if "embedcli.run.worker" in " ".join(sys.orig_argv):
+    from embedcli import encoder
+    from embedcli.errors import *
+    def load(spec, options):
+        raise {error}("no model here")
+    encoder.load = load
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("error", "code"), [("DeviceError", 69), ("ConfigurationError", 78), ("MemoryError", 69)]
+)
+def test_a_model_that_no_worker_can_load_ends_the_run(error, code, tmp_path, full):
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    environment = poisoned(tmp_path, NO_MODEL.format(error=error))
+    for _ in range(10 if full else 1):
+        process = start_encode(corpus, tmp_path / "o", "--num-processes", 4, env=environment)
+        workers = wait_for(lambda process=process: workers_of(process))
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, b"no model here" in err) == (code, True), err
+        assert b"Traceback" not in err
+        assert not any(map(is_alive, workers))
+        assert not (tmp_path / "o").exists()
+
+
+def test_a_worker_without_memory_fails_as_this_process_would(tmp_path):
+    error = MemoryError("no room")
+    failure = supervisor.as_failure(error, Staging(tmp_path, None, "t"))
+    ending = ending_of(error)
+    assert failure == {"kind": "DeviceError", "message": ending.error, "hint": ending.hint}
 
 
 def test_a_device_that_kills_every_text_is_not_the_texts_fault(tmp_path):

@@ -15,6 +15,7 @@ from tests import families, reference
 from tests.conftest import REPOSITORY, SAMPLE
 
 README = reference.README.read_text(encoding="utf-8")
+TESTS = REPOSITORY / "tests"
 # Lines that tell of the machine, not of the program.
 MACHINE = ("time", "speed", "computed", "made by", "file")
 
@@ -122,3 +123,12 @@ def test_the_set_up_is_two_commands():
     marked = README.partition("<!-- set-up -->")[2].partition("<!-- /set-up -->")[0]
     assert len(re.findall(r"^pip install ", marked, re.MULTILINE)) == 2
     assert Path(REPOSITORY / ".ci" / "run").stat().st_mode & 0o111
+
+
+def test_the_tests_that_hold_the_laws_are_there():
+    table = (TESTS / "README.md").read_text()
+    file = ""
+    for module, name in re.findall(r"`(test_\w+)?(?:\.py)?(?:::(test_\w+))?`", table):
+        file = module or file
+        if name:
+            assert f"def {name}(" in (TESTS / f"{file}.py").read_text(), (file, name)

@@ -4,6 +4,7 @@ does something.
 
 import hashlib
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def test_provenance_says_all_and_betrays_nothing(cli, corpus):
     assert recipe["template"] == "passage: {text}"
     assert recipe["space"]["model"] == "hash:16"
     assert said["counts"] == {
+        "rejects_sha256": "",
         "rows_in": 50,
         "rows_out": 50,
         "rejected": 0,
@@ -196,6 +198,7 @@ USAGE = {
     "a column that isn't there": (["corpus.jsonl", "--role", "query", "--columns", "id,no"], 65, "no row has the column 'no'"),
     "a template's column that isn't there": (["corpus.jsonl", "--role", "query", "--template", "{no} {text}"], 65, "no row has the column 'no'"),
     "a taken name": (["corpus.jsonl", "--role", "query", "--embedding-column", "title"], 78, "already has a column 'title'"),
+    "too long a name": (["corpus.jsonl", "--role", "query", "-o", "n" * 250], 73, "File name too long"),
     "too few rows": (["corpus.jsonl", "--role", "query", "--min-rows", "51"], 65, "50 rows, fewer than --min-rows 51"),
 }  # fmt: skip
 
@@ -386,7 +389,7 @@ def test_jsonl_output_of_types_that_json_lacks(tmp_path):
 
 def test_a_reader_that_closes_the_pipe_ends_the_run_quietly(tmp_path):
     path = write_rows(tmp_path / "a.jsonl", [{"text": f"t {i}"} for i in range(20_000)])
-    shell = f"cat {path} | python -m embedcli encode - --role passage -o - --format jsonl --model hash:64 -q | head -2; echo ${{PIPESTATUS[1]}}"
+    shell = f"cat {path} | {sys.executable} -m embedcli encode - --role passage -o - --format jsonl --model hash:64 -q | head -2; echo ${{PIPESTATUS[1]}}"
     import subprocess
 
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)

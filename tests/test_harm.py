@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -707,6 +708,46 @@ def test_what_a_swapped_name_leads_to_is_not_removed(tmp_path):
     assert len(table(output)) == 60_000
 
 
+@pytest.mark.parametrize("kind", ["out", "out/"])
+def test_an_output_that_is_moved_away_during_an_update_stays_whole(kind, tmp_path, cli, meanwhile):
+    corpus, output, away = tmp_path / "c.jsonl", tmp_path / "out", tmp_path / "away"
+    command = ("encode", corpus, *HASH, "-o", f"{tmp_path}/{kind}", "--update")
+    write(corpus, rows_of("aaa"))
+    assert cli(*command).code == 0
+    before = content(output)
+    write(corpus, rows_of("bbb"))
+    meanwhile(lambda: None if away.exists() else output.rename(away))
+    ran = cli(*command)
+    # 65 while its vectors are looked up by its name: an update needs them until the end.
+    assert (ran.code, "is gone" in ran.err) in ((0, False), (65, True)), ran.err
+    assert content(away) == before
+    assert cli(*command).code == 0
+    assert table(output)["text"].to_pylist() == [row["text"] for row in rows_of("bbb")]
+    assert content(away) == before
+
+
+@pytest.mark.parametrize("kind", ["out", "out/"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_folder_that_is_renamed_during_a_run_is_no_missing_input(
+    processes, kind, tmp_path, cli, meanwhile
+):
+    corpus, old, new = (
+        write(tmp_path / "c.jsonl", rows_of("aaa")),
+        tmp_path / "old",
+        tmp_path / "new",
+    )
+    old.mkdir()
+    options = (*HASH, "--num-processes", processes)
+    meanwhile(lambda: old.rename(new) if old.exists() else None)
+    ran = cli("encode", corpus, *options, "-o", f"{old}/{kind}")
+    assert (ran.code, f"{old}: the folder is gone" in ran.err) == (74, True), ran.err
+    assert not old.exists()
+    ran = cli("encode", corpus, *options, "-o", f"{new}/{kind}")
+    assert (ran.code, "were finished by an interrupted run" in ran.err) == (0, True), ran.err
+    assert os.listdir(new) == ["out"]
+    assert len(table(new / "out")) == 12_000
+
+
 # What a second look at all of this found.
 
 
@@ -879,3 +920,78 @@ def test_clean_leaves_an_empty_folder_without_our_mark(place, cli):
     assert cli("clean", ".").code == 0
     assert Path(".mine.embedcli").is_dir()
     assert not list(Path(".mine.embedcli").iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+@pytest.mark.parametrize("option", ["-o", "--rejects", "--report"])
+def test_what_only_its_owner_can_replace_is_found_before_anything_is_encoded(cli, tmp_path, option):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    corpus = write_corpus(shared / "c.jsonl", rows=3)
+    corpus.chmod(0o644)
+    (shared / "taken").touch()  # of root
+    names = {"-o": "o.parquet", "--rejects": "r.jsonl", "--report": "report.json", option: "taken"}
+
+    # All that is needed is imported here: another user may not be able to read this Python.
+    assert cli("encode", corpus, *HASH, "-o", tmp_path / "first.parquet").code == 0
+
+    def run():
+        os.chdir(shared)
+        options = [part for pair in names.items() for part in pair]
+        return cli("encode", "c.jsonl", *HASH, *options, "--on-error", "reject", "-q").code
+
+    _, status = os.waitpid(as_another_user(run), 0)
+    assert os.waitstatus_to_exitcode(status) == 77
+    assert sorted(path.name for path in shared.iterdir()) == ["c.jsonl", "taken"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+def test_a_folder_that_cannot_be_written_is_found_before_a_model_is_looked_for(cli, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    corpus = write_corpus(shared / "c.jsonl", rows=3)
+    for path in (tmp_path, tmp_path.parent, tmp_path.parent.parent, corpus):
+        path.chmod(path.stat().st_mode | 0o055)
+    # All that is needed is imported here: another user may not be able to read this Python.
+    assert cli("encode", corpus, *HASH, "-o", tmp_path / "first.parquet").code == 0
+    shared.chmod(0o555)
+
+    def run():
+        os.chdir(shared)
+        return cli("encode", "c.jsonl", "--role", "query", "--model", "./none", "-o", "o").code
+
+    _, status = os.waitpid(as_another_user(run), 0)
+    assert os.waitstatus_to_exitcode(status) == 77
+    assert os.listdir(shared) == ["c.jsonl"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+def test_clean_goes_on_behind_a_folder_of_another_user(place, cli):
+    for name in (".a.embedcli", ".z.embedcli"):
+        Path(name).mkdir(mode=0o700)
+        Path(name, "embedcli-staging").touch()
+    os.chown(".a.embedcli", OTHER_USER, OTHER_USER)
+    ran = cli("clean", ".")
+    assert (ran.code, ".a.embedcli: belongs to another user" in ran.err) == (77, True), ran.err
+    assert Path(".a.embedcli/embedcli-staging").exists()
+    assert not Path(".z.embedcli").exists()
+
+
+def test_the_ways_out_that_are_offered_lead_out(tmp_path, cli, monkeypatch):
+    duckdb = pytest.importorskip("duckdb")
+    monkeypatch.chdir(tmp_path)
+    Path("FILE.csv").write_text('id,text\n1,"a, b"\n2,c\n')
+    Path("FILE").write_text('a line\nand one with "quotes"\n')
+    hint = cli("encode", "FILE.csv", *HASH, "-o", "o").err
+    assert cli("encode", "FILE", *HASH, "-o", "o").err.splitlines()[1] == hint.splitlines()[1]
+    duckdb.sql(re.search('duckdb -c "(.*)"', hint)[1])
+    assert cli("encode", "FILE.parquet", *HASH, "-o", "o").code == 0
+    assert table("o")["text"].to_pylist() == ["a, b", "c"]
+    if shutil.which("jq"):
+        jq = re.search("jq .* FILE", hint)[0]
+        Path("lines.jsonl").write_bytes(subprocess.check_output(["sh", "-c", jq]))
+        assert cli("encode", "lines.jsonl", *HASH, "-o", "p").code == 0
+        assert table("p")["text"].to_pylist() == ["a line", 'and one with "quotes"']

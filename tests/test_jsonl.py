@@ -26,7 +26,7 @@ def read_all(path, options=OPTIONS, unit_bytes=2**20):
 rows = st.fixed_dictionaries(
     {"text": st.text(max_size=60)}, optional={"n": st.integers(), "s": st.text(max_size=5)}
 )
-breaks = st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n"])
+breaks = st.sampled_from(["\n", "\r\n", "\n\n", "\n  \n", "\n" * 50])
 
 
 @given(st.lists(st.tuples(rows, breaks), max_size=30), st.integers(8, 400), st.booleans())

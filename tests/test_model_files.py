@@ -16,7 +16,8 @@ from embedcli.models.facts import FamilyFacts
 from embedcli.models.request import ModelRequest
 from embedcli.models.spec import read_spec
 from tests import tiny
-from tests.runs import made_of
+from tests.conftest import run_process
+from tests.runs import made_of, poisoned
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -404,3 +405,79 @@ def test_tiles_that_are_announced_but_not_described_are_avoided(tmp_path, monkey
 
         assert ("ONEDNN_MAX_CPU_ISA" in os.environ) is ("amx_bf16" in flags and not tiles)
     assert environment.has_tiles(tmp_path / "none") is False
+
+
+WATCH_IMPORTS = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *rest):
+        if name == "transformers":
+            asked = os.environ.get("DISABLE_SAFETENSORS_CONVERSION")
+            os.write(2, f"conversion disabled: {asked}\\n".encode())
+sys.meta_path.insert(0, Watch())
+"""
+
+
+@pytest.mark.heavy
+def test_no_weights_are_converted_elsewhere(tiny_bert, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    options = ("--model", tiny_bert, "--role", "query", "--template", "{text}")
+    environment = poisoned(tmp_path, WATCH_IMPORTS)
+    ran = run_process("encode", tmp_path / "c.jsonl", *options, env=environment)
+    assert ran.code == 0, ran.err
+    assert "conversion disabled: 1\n" in ran.err
+    assert "conversion disabled: None" not in ran.err
+
+
+@pytest.mark.torch
+def test_libraries_are_asked_for_safetensors_and_no_code(tiny_bert, tmp_path, cli, monkeypatch):
+    import transformers
+
+    asked = {}
+    for kind in ("AutoConfig", "AutoTokenizer", "PreTrainedModel"):
+        real = getattr(transformers, kind).from_pretrained.__func__
+
+        def from_pretrained(cls, *arguments, kind=kind, real=real, **options):
+            asked.setdefault(kind, options)
+            return real(cls, *arguments, **options)
+
+        monkeypatch.setattr(
+            getattr(transformers, kind), "from_pretrained", classmethod(from_pretrained)
+        )
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    options = ("--model", tiny_bert, "--role", "query", "--template", "{text}")
+    assert cli("encode", tmp_path / "c.jsonl", *options).code == 0
+    assert set(asked) == {"AutoConfig", "AutoTokenizer", "PreTrainedModel"}
+    for options in asked.values():
+        assert options["trust_remote_code"] is False
+        assert options["local_files_only"] is True
+    assert asked["PreTrainedModel"]["use_safetensors"] is True
+
+
+NO_TORCH = """
+import os, sys
+class Refuse:
+    def find_spec(self, name, *rest):
+        if name in ("torch", "transformers"):
+            os._exit(99)
+sys.meta_path.insert(0, Refuse())
+"""
+MISTAKES = {
+    "no such column": (("--text-column", "body"), 65),
+    "no such role": (("--role", "sts"), 78),
+    "no such folder": (("-o", "no/o.parquet"), 73),
+    "a bad template": (("--template", "{no} {text}"), 65),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_told_before_the_default_model_is_loaded(mistake, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    options, code = MISTAKES[mistake]
+    command = ("encode", "c.jsonl", "--role", "query", *options)
+    ran = run_process(*command, env=poisoned(tmp_path, NO_TORCH), cwd=tmp_path)
+    assert ran.code == code, ran.err
+    # Without the mistake it would be loaded.
+    if mistake == "no such column":
+        ran = run_process(*command[:4], env=poisoned(tmp_path, NO_TORCH), cwd=tmp_path)
+        assert ran.code == 99

@@ -13,7 +13,7 @@ from embedcli import sources
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import InputFile
-from embedcli.sources import parquet
+from embedcli.sources import parquet, parquet_sizes
 
 
 def plan(path, options, unit_bytes=2**20):
@@ -119,3 +119,49 @@ def test_a_footer_that_counts_wrong_is_refused(tmp_path):
     path.write_bytes(content[:at] + b"\xca\x01" + content[at + 2 :])
     with pytest.raises(DataError):
         read_all(path)
+
+
+def test_rows_that_are_stored_once_are_sized_by_what_they_decode_to(tmp_path):
+    texts = [letter * 40_000 for letter in "abcdefgh"] * 125
+    stored = {
+        "dictionary": ({"text": pa.array(texts)}, {}),
+        "carried": ({"text": pa.array(["a"] * 1000), "c": pa.array(texts)}, {}),
+        "nested": ({"text": pa.array(["a"] * 1000), "c": pa.array([[t] for t in texts])}, {}),
+        "prefixes": (
+            {"text": pa.array(["a" * 40_000] * 1000)},
+            {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+        ),
+        "null first": (
+            {"text": pa.array(["a"] * 1000), "c": pa.array([[], *([t] for t in texts[1:])])},
+            {},
+        ),
+    }
+    for name, (columns, options) in stored.items():
+        path = tmp_path / f"{name}.parquet"
+        pq.write_table(pa.table(columns), path, **options)
+        assert path.stat().st_size < 2**19
+        corpus = plan(path, InputOptions(), unit_bytes=2**20)
+        # 40 MB of texts in units of 1 MiB; of a carried column, eight times as much.
+        least = 5 if "c" in columns else 38
+        assert len(corpus.units) >= least, name
+        read = parquet.open_reader()
+        rows = [read(corpus, unit, InputOptions()) for unit in corpus.units]
+        assert sum(len(records.texts) for records in rows) >= 1000, name
+
+
+def test_ordinary_dictionaries_are_sized_by_the_footer(tmp_path, monkeypatch):
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.table({"text": [f"text {i} {'x' * 300}" for i in range(80_000)]}), path)
+    monkeypatch.setattr(parquet_sizes, "_decode", None)
+    assert len(plan(path, InputOptions()).units) > 1
+
+
+@pytest.mark.parametrize("name", ["other", "inner"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path, name):
+    path = tmp_path / "c.parquet"
+    table = pa.table({"text": ["a"], "other": [1], "s": [{"inner": 1}]})
+    pq.write_table(table, path, store_schema=False)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(name.encode(), b"\xff" + name.encode()[1:]))
+    with pytest.raises(DataError, match=r"(?i)utf-8"):
+        plan(path, InputOptions())

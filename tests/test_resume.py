@@ -3,6 +3,7 @@ run gives.
 """
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -16,7 +17,19 @@ from embedcli.errors import Interrupted
 from embedcli.run.steps import UnitSteps
 from embedcli.store import staging as store_staging
 from tests.conftest import run_process
-from tests.runs import HASH, counts, encode, poisoned, staging_of, table, write_corpus
+from tests.runs import (
+    HASH,
+    counts,
+    damage,
+    encode,
+    poisoned,
+    remove,
+    staging_of,
+    start_encode,
+    table,
+    wait_for,
+    write_corpus,
+)
 
 
 @pytest.fixture
@@ -51,6 +64,24 @@ def interrupt(cli, monkeypatch):
         return ran
 
     return run
+
+
+@pytest.fixture
+def fail_17(monkeypatch):
+    """A model that gives no vector for text number 17."""
+    real = HashEncoder.encode
+
+    def failing(self, rendered, on_batch):
+        encoded = real(self, rendered, on_batch)
+        odd = {
+            row: "it is 17"
+            for row, text in enumerate(rendered.strings)
+            if text.endswith(" 17 of the corpus, with words enough to fill its unit to the brim")
+        }
+        encoded.failed.update(odd)
+        return encoded
+
+    monkeypatch.setattr(HashEncoder, "encode", failing)
 
 
 @pytest.mark.parametrize("kind", ["out.parquet", "out/"])
@@ -191,41 +222,95 @@ def test_other_columns_are_another_file_but_no_other_vectors(cli, corpus, interr
     ]
 
 
+LONG_AGO, FAR_AHEAD = 0, 130 * 365 * 86_400  # 1970 and about 2100
+
+
+@pytest.mark.parametrize("moment", [LONG_AGO, FAR_AHEAD], ids=["1970", "2100"])
+def test_no_time_of_a_file_is_believed(moment, cli, corpus, interrupt, whole, tmp_path):
+    output = tmp_path / "out.parquet"
+    write_corpus(tmp_path / "small.jsonl", 3)
+    assert encode(cli, tmp_path / "small.jsonl", output)[0].code == 0
+    interrupt(corpus, output)
+    place = staging_of(output)
+    for path in (corpus, output, place, *place.rglob("*")):
+        os.utime(path, (moment, moment))
+    ran, report = encode(cli, corpus, output)
+    assert (ran.code, counts(report, "resumed")[0] > 5000) == (0, True), ran.err
+    assert output.read_bytes() == whole.read_bytes()
+    os.utime(output, (moment, moment))
+    ran, report = encode(cli, corpus, output, "--update")
+    assert (ran.code, counts(report, "embedded")) == (0, (0,))
+    assert output.read_bytes() == whole.read_bytes()
+
+
+SHIFTED_CLOCK = """
+import time
+real, real_ns = time.time, time.time_ns
+time.time = lambda: real() + {seconds}
+time.time_ns = lambda: real_ns() + {seconds} * 10**9
+"""
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_no_clock_is_believed(years, corpus, interrupt, whole, tmp_path):
+    output = tmp_path / "out.parquet"
+    interrupt(corpus, output)
+    environment = poisoned(tmp_path, SHIFTED_CLOCK.format(seconds=years * 365 * 86_400))
+    ran = run_process("encode", corpus, *HASH, "-o", output, env=environment)
+    assert (ran.code, "were finished by an interrupted run" in ran.err) == (0, True), ran.err
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def files_below(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_damage_in_staging_is_done_again(seed, cli, corpus, interrupt, whole, tmp_path):
     output, rng = tmp_path / "out.parquet", random.Random(seed)
     interrupt(corpus, output)
-    place = staging_of(output)
-    files = sorted([*(place / "output").iterdir(), place / "signature"])
-    for victim in rng.sample(files, 2):
-        sound = bytearray(victim.read_bytes())
-        if rng.random() < 0.3:
-            victim.write_bytes(sound[: rng.randrange(len(sound))])
-        else:
-            sound[rng.randrange(len(sound))] ^= 1 << rng.randrange(8)
-            victim.write_bytes(sound)
+    for victim in rng.sample(files_below(staging_of(output)), 2):
+        damage(victim, rng)
     ran, _ = encode(cli, corpus, output)
     assert ran.code in (0, 78), ran.err
     if ran.code == 0:
         assert table(output).equals(table(whole))
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize("kind", ["out.parquet", "out/"])
+def test_damage_of_any_file_in_staging_is_done_again(kind, cli, interrupt, fail_17, tmp_path, full):
+    """Also of what is kept of rejected rows, of begun units, and of an earlier input's parts."""
+    corpus, output = write_corpus(tmp_path / "c.jsonl"), tmp_path / kind.rstrip("/")
+    reject = ("--on-error", "reject")
+    interrupt(corpus, f"{tmp_path}/{kind}", 3, *reject)
+    lines = corpus.read_text().splitlines(keepends=True)
+    corpus.write_text("".join([*lines[-3_000:], *lines[:-3_000]]))
+    interrupt(corpus, f"{tmp_path}/{kind}", 3, *reject)
+    assert encode(cli, corpus, f"{tmp_path}/whole-{kind}", *reject)[0].code == 3
+    place, kept, codes = staging_of(output), tmp_path / "kept", {}
+    (place / "attempts" / "000003").write_text("xx")
+    place.rename(kept)
+    names = [path.relative_to(kept) for path in files_below(kept)]
+    assert {name.parts[0] for name in names} >= {"output", "earlier", "attempts", "signature"}
+    for seed in range(300 if full else 16):
+        shutil.copytree(kept, place)
+        victim = names[seed % len(names)]
+        damage(place / victim, random.Random(seed))
+        ran, report = encode(cli, corpus, f"{tmp_path}/{kind}", *reject)
+        codes[ran.code] = codes.get(ran.code, 0) + 1
+        assert ran.code in (3, 78), (victim, ran.err)
+        if ran.code == 3:
+            assert table(output).equals(table(tmp_path / f"whole-{kind}")), victim
+            assert counts(report, "rows_out", "rejected") == (11_999, 1)
+        shutil.rmtree(place, ignore_errors=True)
+        remove(output)
+    print(f"\ndamage of {len(names)} files of {kind}: exit codes {codes}")
+
+
 def test_rows_that_the_model_gives_no_vector_for_stay_rejected(
-    cli, corpus, interrupt, monkeypatch, tmp_path
+    cli, corpus, interrupt, fail_17, tmp_path
 ):
-    real = HashEncoder.encode
-
-    def failing(self, rendered, on_batch):
-        encoded = real(self, rendered, on_batch)
-        odd = {
-            row: "it is 17"
-            for row, text in enumerate(rendered.strings)
-            if text.endswith(" 17 of the corpus, with words enough to fill its unit to the brim")
-        }
-        encoded.failed.update(odd)
-        return encoded
-
-    monkeypatch.setattr(HashEncoder, "encode", failing)
     output = tmp_path / "out.parquet"
     interrupt(corpus, output, 3, "--on-error", "reject")
     ran, report = encode(cli, corpus, output, "--on-error", "reject")
@@ -258,7 +343,7 @@ def test_a_bad_row_costs_no_finished_work(cli, tmp_path):
 
 def test_nothing_is_left_where_nothing_was_finished(cli, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
-    assert encode(cli, tmp_path / "a.jsonl", tmp_path / "out.parquet")[0].code == 65
+    assert cli("encode", tmp_path / "a.jsonl", *HASH, "-o", tmp_path / "out.parquet").code == 65
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 
 
@@ -288,6 +373,16 @@ def test_clean_leaves_a_run_at_work_alone(cli, tmp_path):
         assert staging_of(tmp_path / "o").exists()
 
 
+def test_clean_leaves_a_run_of_another_process_alone(cli, tmp_path):
+    corpus, output = write_corpus(tmp_path / "c.jsonl", 60_000), tmp_path / "out"
+    process = start_encode(corpus, output)
+    wait_for(lambda: list(staging_of(output).glob("output/part-*")))
+    refused = [cli("clean", name).code for name in (output, tmp_path)]
+    _, err = process.communicate()
+    assert (process.returncode, refused) == (0, [75, 75]), err
+    assert table(output).num_rows == 60_000
+
+
 def test_a_published_but_not_removed_staging_does_no_harm(
     cli, corpus, interrupt, whole, tmp_path, monkeypatch
 ):
@@ -296,8 +391,8 @@ def test_a_published_but_not_removed_staging_does_no_harm(
     assert encode(cli, corpus, output)[0].code == 0
     monkeypatch.undo()
     assert staging_of(output).exists()
-    ran, report = encode(cli, corpus, output)
-    assert (ran.code, counts(report, "resumed")) == (0, (12_000,))
+    ran, report = encode(cli, corpus, output)  # a run of its own: nothing was left unfinished
+    assert (ran.code, counts(report, "resumed", "embedded")) == (0, (0, 12_000))
     assert output.read_bytes() == whole.read_bytes()
 
 

@@ -92,6 +92,7 @@ def changes(folder: Path) -> Iterator[tuple[str, Path, bytes | None]]:
 TRIED_OF_TOKENIZER = 12
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["BERT", "static", "router"])
 def test_some_changes_of_a_folder_change_its_ids_or_are_refused_or_change_no_vector(name, tmp_path):

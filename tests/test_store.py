@@ -16,7 +16,7 @@ import pytest
 from embedcli.config import OutputOptions
 from embedcli.errors import DataError, LockedError, StorageError
 from embedcli.recipe import Recipe, Space, TemplateSource
-from embedcli.store import parts, staging
+from embedcli.store import digest, parts, staging
 from embedcli.store.provenance import ColumnProvenance, Provenance
 from embedcli.store.vector_file import VectorFile
 from tests.conftest import run_process, start
@@ -42,7 +42,8 @@ def some_table(rows=100):
 
 def test_what_is_written_is_read(tmp_path):
     table = some_table()
-    assert parts.write(tmp_path / "p", SCHEMA, PROVENANCE, [table, table.slice(0, 0), table]) == 200
+    written = parts.write(tmp_path / "p", SCHEMA, PROVENANCE, [table, table.slice(0, 0), table])
+    assert written == (200, digest.read(tmp_path / "p", parts.DIGEST_MARK))
     assert pa.concat_tables(parts.read_row_groups(tmp_path / "p")).equals(
         pa.concat_tables([table, table])
     )
@@ -192,18 +193,18 @@ def test_the_lock_is_not_inherited(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
-def test_the_output_has_the_modes_that_a_shell_would_give_it(umask, tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
-    ran = run_process(
-        "encode",
-        tmp_path / "a.jsonl",
-        "--role",
-        "query",
-        "--model",
-        "hash:8",
-        preexec_fn=lambda: os.umask(umask),
-    )
-    assert stat.S_IMODE(os.stat(ran.lines[-1]).st_mode) == 0o666 & ~umask
+@pytest.mark.parametrize("kind", ["out", "out/"])
+def test_the_output_has_the_modes_that_a_shell_would_give_it(kind, umask, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
+    output = ("-o", f"{tmp_path}/{kind}", "--on-error", "reject", "--report", tmp_path / "report")
+    command = ("encode", tmp_path / "a.jsonl", "--role", "query", "--model", "hash:8", *output)
+    ran = run_process(*command, preexec_fn=lambda: os.umask(umask))
+    assert ran.code == 3, ran.err
+    written = sorted(path for path in tmp_path.rglob("*") if path.name != "a.jsonl")
+    assert len(written) == (3 if kind == "out" else 5)  # rejects and report; a manifest and a part
+    for path in written:
+        mode = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == mode & ~umask, path
 
 
 @pytest.fixture

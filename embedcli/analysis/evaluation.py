@@ -236,7 +236,7 @@ class Evaluator:
             self._listener.warn(warning)
         output = self._folder / f"{model.template.role}.{model.recipe.id}.parquet"
         job = Job(
-            inputs=tuple(sources.find([path])),
+            inputs=tuple(sources.find([path]).names),
             spec=model.spec,
             template=model.template,
             input=InputOptions(self.data.text_column, fields=model.template.fields),

@@ -141,7 +141,7 @@ def read_units(path: str, options: InputOptions) -> Iterator[Records]:
     Raises InputMissingError, DataError at the first bad row.
     """
     with tempfile.TemporaryDirectory(prefix="embedcli-") as spool:
-        corpus = sources.plan(sources.find([path]), options, Path(spool))
+        corpus = sources.plan(sources.find([path]).names, options, Path(spool))
         read = sources.reader(corpus, options)
         for unit in corpus.units:
             yield read(unit)

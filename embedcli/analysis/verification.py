@@ -1,5 +1,6 @@
 """Is a file of vectors as it was written, and are its vectors what the model gives?"""
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,7 +11,7 @@ import numpy as np
 from embedcli import encoder, templates
 from embedcli.analysis.queries import embed_with, read_units
 from embedcli.analysis.similarity import cosines, sample
-from embedcli.config import InputOptions, RunOptions
+from embedcli.config import REJECTS_NAME, InputOptions, RunOptions
 from embedcli.errors import DataError, EmbedcliError
 from embedcli.models import families
 from embedcli.models.request import ModelRequest
@@ -85,6 +86,7 @@ def verify(path: str, options: VerifyOptions, embedding_column: str | None = Non
     try:
         file = open_ours(path, embedding_column)
         checks.append(_check_vectors(file))
+        checks += _check_rejects(file)
         checks += _check_texts(file, options)
     except Exception as error:  # of damaged bytes libraries say all kinds of things
         if is_good and not isinstance(error, DataError):
@@ -108,8 +110,9 @@ def _check_digests(path: str) -> Iterator[Check]:
         manifest_path = str(Path(path) / manifest.NAME)
         sound[manifest_path] = manifest.is_whole(Path(path))
         if sound[manifest_path]:
-            listed = {part.file for part in manifest.read(Path(path)).parts}
-            differing = sorted(listed ^ {Path(file).name for file in files})
+            listed = {(part.file, part.sha256) for part in manifest.read(Path(path)).parts}
+            present = {(Path(file).name, digest.read(file, parts.DIGEST_MARK)) for file in files}
+            differing = sorted({name for name, _ in listed ^ present})
             if differing:
                 names = ", ".join(differing[:_ROWS_NAMED])
                 yield Check("parts", False, f"not those that {manifest_path} lists: {names}")
@@ -155,6 +158,27 @@ def _check_vectors(file: VectorFile) -> Check:
         result = f"{_count(len(bad), 'row')} not finite and {kind}: {_name_rows(bad)}"
         return Check("vectors", False, result, sorted(bad))
     return Check("vectors", True, f"{_count(rows, 'row')}, all finite and {kind}")
+
+
+def _check_rejects(file: VectorFile) -> Iterator[Check]:
+    """Check that the list of rejected rows beside a file is that of the same run."""
+    counts = file.provenance.counts if file.provenance is not None else None
+    path = Path(file.path) / REJECTS_NAME
+    if not path.is_file():
+        path = Path(f"{file.path.rstrip('/')}.rejects.jsonl")
+    expected = counts.rejects_sha256 if counts is not None else ""
+    if not path.is_file():
+        if expected:
+            yield Check("rejects", None, f"not checked: {path} isn't there")
+        return
+    with open(path, "rb") as stream:
+        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sha256 == expected:
+        yield Check("rejects", True, f"{path} is of the same run")
+    else:
+        yield Check(
+            "rejects", False, f"{path} is of another run: the same encode command again repairs it"
+        )
 
 
 def _check_texts(file: VectorFile, options: VerifyOptions) -> Iterator[Check]:

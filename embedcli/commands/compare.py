@@ -1,6 +1,5 @@
 """`embedcli compare`: two outputs, side by side."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -46,7 +45,7 @@ def compare(
         open_ours(first, embedding_column), open_ours(second, embedding_column), key
     )
     if as_json:
-        console.result(json.dumps(comparison.to_json(), ensure_ascii=False))
+        console.result(console.as_json(comparison.to_json()))
     else:
         console.table(list(_lines(comparison)), to_stdout=True)
     return EXIT_OK
@@ -62,7 +61,7 @@ def _lines(comparison: "Comparison") -> "Iterator[tuple[str, str]]":
     for name, (first, second) in comparison.differing.items():
         yield (
             "",
-            f"{name}: {json.dumps(first, ensure_ascii=False)} and {json.dumps(second, ensure_ascii=False)}",
+            f"{name}: {console.as_json(first)} and {console.as_json(second)}",
         )
     yield (
         "rows",

@@ -1,6 +1,5 @@
 """`embedcli encode`: its options, into a Job."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -8,12 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from embedcli import console, files
+from embedcli import console
 from embedcli.commands import options
 from embedcli.commands.options import option
-from embedcli.config import STDIN, STDOUT, Compile, InputOptions, OnError, OutputOptions, VectorType
+from embedcli.commands.report import Report
+from embedcli.config import (
+    STDIN,
+    STDOUT,
+    Compile,
+    InputOptions,
+    Limit,
+    OnError,
+    OutputOptions,
+    VectorType,
+)
 from embedcli.console import progress, run_summary
-from embedcli.errors import EXIT_OK, EXIT_REJECTED, OutputError, UsageError
+from embedcli.errors import EXIT_OK, EXIT_REJECTED, Ending, OutputError, UsageError
 
 if TYPE_CHECKING:
     from embedcli.models.request import ModelRequest
@@ -56,7 +65,7 @@ def encode(
     normalize: Annotated[
         bool | None,
         option(
-            "L2-normalize embeddings. Default: as the model is meant to be used.",
+            "L2-normalize embeddings. Default: as the model was trained.",
             "--normalize/--no-normalize",
         ),
     ] = None,
@@ -124,7 +133,10 @@ def encode(
     embedding_column: Annotated[
         str, option("Name of the vector column.", "--embedding-column", metavar="NAME")
     ] = "embedding",
-    vector_type: Annotated[VectorType, option("Stored vector dtype.", "--vector-type")] = "float32",
+    vector_type: Annotated[
+        VectorType,
+        option("Stored vector dtype.", "--vector-type", metavar="float32|float16"),
+    ] = "float32",
     format: Annotated[  # noqa: A002 - the option's name
         Literal["parquet", "arrow", "jsonl"] | None,
         option("With -o -: arrow (IPC stream) or jsonl.", "--format"),
@@ -135,7 +147,9 @@ def encode(
     rejects: Annotated[
         str | None,
         option(
-            "Where rejected rows go. Default: <output>.rejects.jsonl.", "--rejects", metavar="FILE"
+            "Default: <output>.rejects.jsonl, or <folder>/_rejects.jsonl.",
+            "--rejects",
+            metavar="FILE",
         ),
     ] = None,
     min_rows: Annotated[
@@ -145,10 +159,40 @@ def encode(
         bool,
         option("Accept an input without rows, or of which every row is rejected.", "--allow-empty"),
     ] = False,
+    max_rejected: Annotated[
+        str | None,
+        option(
+            "Fail (65) if more rows are rejected: 100, or 2%.", "--max-rejected", metavar="LIMIT"
+        ),
+    ] = None,
+    max_removed: Annotated[
+        str | None,
+        option(
+            "With --update, fail (65) if more rows go: 100, or 2%.",
+            "--max-removed",
+            metavar="LIMIT",
+        ),
+    ] = None,
     max_row_bytes: Annotated[
         int,
-        option("Maximum bytes of a JSONL line.", "--max-row-bytes", metavar="N", min=1, max=2**40),
+        option(
+            "Maximum bytes of a JSONL line; 16 MiB.",
+            "--max-row-bytes",
+            metavar="N",
+            min=1,
+            max=2**40,
+            show_default=False,
+        ),
     ] = 16 * 2**20,
+    max_input_bytes: Annotated[
+        int | None,
+        option(
+            "Fail (65) if the input has more bytes, decompressed.",
+            "--max-input-bytes",
+            metavar="N",
+            min=1,
+        ),
+    ] = None,
     binary_as_utf8: Annotated[
         bool, option("Read a Parquet text column of bytes as UTF-8.", "--binary-as-utf8")
     ] = False,
@@ -177,6 +221,7 @@ def encode(
     """
     from embedcli import run, sources
     from embedcli.models.request import ModelRequest
+    from embedcli.store import ownership
 
     run_options = options.run_options(
         device,
@@ -189,36 +234,59 @@ def encode(
         watchdog=watchdog,
         compile=compile,
     )
-    _check_together(update, fresh, dry_run, output)
-    names = sources.find(inputs)
-    path = output if output is not None else _default_output(inputs, names, role)
+    _check_together(update, fresh, dry_run, output, max_removed)
+    run_report = Report(report, inputs, output or "")
+    with run_report.of_failure():
+        input_files = sources.find(inputs, ownership.is_output)
+    if input_files.left_out:
+        listed = run_summary.listed(input_files.left_out)
+        console.warn(f"left out, since embedcli wrote them: {listed}")
+    path = output if output is not None else _default_output(inputs, input_files.names, role)
+    is_directory = path != STDOUT and (path.endswith("/") or Path(path).is_dir())
+    rejects_inside = is_directory and on_error == "reject" and rejects is None
     output_options = OutputOptions(
         path=path.rstrip("/") or path,
-        directory=path != STDOUT and (path.endswith("/") or Path(path).is_dir()),
+        directory=is_directory,
         format=_format(path, format),
-        rejects=_rejects_path(path, on_error, rejects),
+        rejects=None if rejects_inside else _rejects_path(path, on_error, rejects),
+        rejects_inside=rejects_inside,
         embedding_column=embedding_column,
         vector_type=vector_type,
         min_rows=min_rows,
         allow_empty=allow_empty,
+        max_rejected=_limit(max_rejected, "--max-rejected"),
+        max_removed=_limit(max_removed, "--max-removed"),
     )
-    run.check_places(output_options, names, report)  # before a model is looked for or fetched
+    # Before a model is looked for or fetched.
+    run.check_places(output_options, input_files.names, report)
     request = ModelRequest(
         model, revision, trust_remote_code, template, task, max_length, dim, normalize
     )
-    resolved = _resolve(request, role, like)
-    input_options = InputOptions(
-        text_column=text_column,
-        columns=None if columns is None else tuple(options.names(columns)),
-        fields=resolved.template.fields,
-        max_row_bytes=max_row_bytes,
-        binary_as_utf8=binary_as_utf8,
-        on_error=on_error,
-    )
-    job = run.Job(
-        tuple(names), resolved.spec, resolved.template, input_options, output_options, run_options
-    )
-    return _look_ahead(job, quiet, report) if dry_run else _encode(job, quiet, report)
+    with run_report.of_failure():
+        resolved = _resolve(request, role, like)
+        input_options = InputOptions(
+            text_column=text_column,
+            columns=None if columns is None else tuple(options.names(columns)),
+            fields=resolved.template.fields,
+            max_row_bytes=max_row_bytes,
+            max_input_bytes=max_input_bytes,
+            binary_as_utf8=binary_as_utf8,
+            on_error=on_error,
+        )
+        job = run.Job(
+            inputs=tuple(input_files.names),
+            spec=resolved.spec,
+            template=resolved.template,
+            input=input_options,
+            output=output_options,
+            run=run_options,
+            left_out=tuple(input_files.left_out),
+        )
+        return _look_ahead(job, quiet, run_report) if dry_run else _encode(job, quiet, run_report)
+
+
+def _limit(value: str | None, option_name: str) -> Limit:
+    return Limit() if value is None else Limit.parse(value, option_name)
 
 
 def _batch_tokens(value: str) -> int | None:
@@ -229,7 +297,9 @@ def _batch_tokens(value: str) -> int | None:
     return int(value)
 
 
-def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None) -> None:
+def _check_together(
+    update: bool, fresh: bool, dry_run: bool, output: str | None, max_removed: str | None
+) -> None:
     if fresh and dry_run:
         raise UsageError(
             "--dry-run changes nothing: --fresh can't be tried",
@@ -239,6 +309,8 @@ def _check_together(update: bool, fresh: bool, dry_run: bool, output: str | None
         raise UsageError(
             "--update and --fresh exclude each other", "without both, everything is embedded anew"
         )
+    if max_removed is not None and not update:
+        raise UsageError("--max-removed goes with --update")
     if update and output == STDOUT:
         raise UsageError("--update needs an output to update: -o - has none")
 
@@ -256,7 +328,7 @@ def _resolve(request: "ModelRequest", role: str, like: str | None) -> "ResolvedM
     return resolved
 
 
-def _encode(job: "Job", quiet: bool, report: str | None) -> int:
+def _encode(job: "Job", quiet: bool, report: Report) -> int:
     from embedcli import run
 
     stdout = sys.stdout.buffer if job.output.path == STDOUT else None
@@ -264,23 +336,23 @@ def _encode(job: "Job", quiet: bool, report: str | None) -> int:
         summary = run.encode_corpus(job, listener, stdout)
     if summary is None:  # a higher rank: rank 0 speaks for all
         return EXIT_OK
-    if report is not None:
-        _write_report(report, summary.to_json())
+    # A launcher takes any code but 0 for a failure, and may start all over.
+    is_partial = summary.counts.rejected and not summary.launched
+    code = EXIT_REJECTED if is_partial else EXIT_OK
+    report.write(Ending(code), summary.to_json())
     if not quiet:
         run_summary.print_summary(summary)
     if job.output.path != STDOUT:
         console.result(job.output.path)
-    # A launcher takes any code but 0 for a failure, and may start all over.
-    return EXIT_REJECTED if summary.counts.rejected and not summary.launched else EXIT_OK
+    return code
 
 
-def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
+def _look_ahead(job: "Job", quiet: bool, report: Report) -> int:
     from embedcli import run
 
     with progress.listening(quiet) as listener:
         preview = run.look_ahead(job, listener)
-    if report is not None:
-        _write_report(report, preview.to_json())
+    report.write(Ending(EXIT_OK), preview.to_json())
     run_summary.print_preview(preview)
     if not preview.fits:
         raise OutputError(
@@ -289,16 +361,6 @@ def _look_ahead(job: "Job", quiet: bool, report: str | None) -> int:
             "make space, carry fewer --columns, or write another --vector-type",
         )
     return EXIT_OK
-
-
-def _write_report(path: str, content: dict[str, object]) -> None:
-    from embedcli.store import ownership
-
-    ownership.check_replaceable(
-        path, "--report", ownership.is_report
-    )  # once more: hours may have passed
-    marked = {ownership.KIND: ownership.REPORT, **content}
-    files.write_atomically(path, (json.dumps(marked, indent=2) + "\n").encode())
 
 
 def _default_output(inputs: list[str], names: list[str], role: str) -> str:

@@ -1,6 +1,5 @@
 """`embedcli eval`: its options, the evaluations, their comparison, its printing."""
 
-import json
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -226,7 +225,7 @@ def _column(evaluated: "Evaluation") -> dict[str, str]:
         column[name] = f"{value.mean:.3f} [{value.low:.3f}, {value.high:.3f}]"
     column["model"] = evaluated.model
     for role in ("passage", "query"):
-        column[role] = json.dumps(evaluated.templates[role], ensure_ascii=False)
+        column[role] = console.as_json(evaluated.templates[role])
     column["dimensions"] = f"{evaluated.dim:,}"
     column["passages/s"] = "not encoded now"
     if evaluated.speed is not None:
@@ -238,7 +237,7 @@ def _column(evaluated: "Evaluation") -> dict[str, str]:
 def _print_json(evaluations: "list[Evaluation]", differences: "list[RunDifference]") -> None:
     runs = [evaluated.to_json() for evaluated in evaluations]
     compared = [difference.to_json() for difference in differences]
-    console.result(json.dumps({"runs": runs, "differences": compared}))
+    console.result(console.as_json({"runs": runs, "differences": compared}))
 
 
 def _print(evaluations: "list[Evaluation]", differences: "list[RunDifference]") -> None:

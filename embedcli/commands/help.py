@@ -12,14 +12,22 @@ _NAMES_WIDTH = 30
 _DEFAULT_GROUP = "Options"
 _GROUPS = {
     "Input": (
-        *("text_column", "columns", "on_error", "rejects", "min_rows", "allow_empty"),
-        *("max_row_bytes", "binary_as_utf8"),
+        *("text_column", "columns", "on_error", "rejects", "max_rejected", "min_rows"),
+        *("allow_empty", "max_row_bytes", "max_input_bytes", "binary_as_utf8"),
     ),
     "Model and template": (
         *("role", "model", "revision", "trust_remote_code", "template", "task"),
         *("max_length", "dim", "normalize", "like"),
     ),
-    "Output": ("output", "format", "embedding_column", "vector_type", "update", "overwrite"),
+    "Output": (
+        "output",
+        "format",
+        "embedding_column",
+        "vector_type",
+        "update",
+        "max_removed",
+        "overwrite",
+    ),
     "Run": ("fresh", "dry_run", "report", "quiet", "watchdog", "help"),
     "Speed": ("device", "dtype", "num_processes", "batch_tokens", "compile"),
 }

@@ -1,6 +1,5 @@
 """`embedcli inspect`: what a file of vectors says of itself, and what its vectors are like."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -37,7 +36,7 @@ def inspect(
 
     inspected = inspection.inspect(file, embedding_column)
     if as_json:
-        console.result(json.dumps(inspected.to_json(), ensure_ascii=False))
+        console.result(console.as_json(inspected.to_json()))
     else:
         rows = [*_provenance_rows(inspected), *_health_rows(inspected)]
         console.table([row for row in rows if row[1]], to_stdout=True)

@@ -1,6 +1,5 @@
 """`embedcli probe`: its options, the texts, the views, tables and picture."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,9 +84,7 @@ def probe(
             "labels": probed.labels,
             "pairs": probed.pairs,
         }
-        console.result(
-            json.dumps(value | {"views": [view.to_json() for view in views]}, ensure_ascii=False)
-        )
+        console.result(console.as_json(value | {"views": [view.to_json() for view in views]}))
     else:
         _print(probed, views)
     return EXIT_OK
@@ -130,9 +127,7 @@ def _read_texts(
 def _print(probed: "Probed", views: "list[View]") -> None:
     if len(probed.texts) <= _MOST_IN_TABLE and not probed.pairs:
         for view in views:
-            console.result(
-                console.safe(f"{view.name}: {json.dumps(view.template, ensure_ascii=False)}")
-            )
+            console.result(console.safe(f"{view.name}: {console.as_json(view.template)}"))
             rows = [
                 [text[:40], *(f"{value:.3f}" for value in line), f"{moved:.3f}"]
                 for text, line, moved in zip(probed.texts, view.cosines, view.moved, strict=True)

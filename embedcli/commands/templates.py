@@ -1,6 +1,5 @@
 """`embedcli templates`: what is known of models and roles, and what a text becomes."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -32,7 +31,7 @@ def list_(
 
     for family in families.families():
         if as_json:
-            console.result(json.dumps(_as_json(family), ensure_ascii=False))
+            console.result(console.as_json(_as_json(family)))
             continue
         facts = family.facts
         rows = [
@@ -192,14 +191,14 @@ def render(
     )
     if faults:
         raise UsageError(faults[0].reason, f"--field {chosen.fields[0]}=...")
-    console.result(json.dumps(rendered.strings[0], ensure_ascii=False))
+    console.result(console.as_json(rendered.strings[0]))
     if files is not None and ids:
         from embedcli import encoder
         from embedcli.models.facts import FamilyFacts
         from embedcli.models.spec import read_spec
 
         spec = read_spec(files, family.facts if family else FamilyFacts())
-        console.result(json.dumps(encoder.token_ids(spec, rendered)[0]))
+        console.result(console.as_json(encoder.token_ids(spec, rendered)[0]))
     console.say(f"{chosen.role}, by {chosen.source}: {chosen.string}")
     return EXIT_OK
 

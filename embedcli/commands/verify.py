@@ -1,6 +1,5 @@
 """`embedcli verify`: its options, the checks, the verdict."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -67,7 +66,7 @@ def verify(
     )
     verdict = verification.verify(file, verify_options, embedding_column)
     if as_json:
-        console.result(json.dumps(verdict.to_json(), ensure_ascii=False))
+        console.result(console.as_json(verdict.to_json()))
     else:
         _print(verdict)
     return EXIT_OK if verdict.good else DataError.exit_code

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-import unicodedata
 from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
@@ -12,35 +11,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-
-
-def safe(text: object, limit: int | None = None) -> str:
-    """Return a string fit for a terminal: control, format and surrogate characters escaped, cut to `limit`
-    characters.
-
-    C0, C1, bidirectional marks and other invisible ones could move the cursor, hide text or reorder
-    it.
-    """
-    string = str(text)
-    if limit is not None and len(string) > limit:
-        string = string[:limit] + "…"
-    return "".join(_escaped(character) for character in string)
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() or character == " ":
-        return character
-    if character in _NAMED:
-        return _NAMED[character]
-    code = ord(character)
-    if unicodedata.category(character) == "Zs":
-        return " "
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+from embedcli.escaping import as_json as as_json
+from embedcli.escaping import safe as safe
 
 
 def console_of(to_stdout: bool = False) -> Console:
@@ -87,6 +59,8 @@ def result(text: str) -> None:
     """Print a line on standard output, for programs; file names may hold any byte."""
     if sys.stdout is None:  # closed by the caller, who doesn't want to know
         return
+    if sys.stdout.isatty():  # a name may hold what moves the cursor, or reorders what is shown
+        text = safe(text)
     sys.stdout.buffer.write(os.fsencode(text) + b"\n")
     sys.stdout.buffer.flush()
 

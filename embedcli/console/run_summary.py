@@ -1,6 +1,6 @@
 """What a run did, or would do, in a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from embedcli.console import duration, safe, size, table
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from embedcli.run import Preview, Summary
 
 _EXAMPLE_LENGTH = 200
+_NAMED_FILES = 10
 # Stages that took less are not told.
 _TOLD_SECONDS = 0.05
 
@@ -35,9 +36,20 @@ def _recipe_rows(run: "Summary") -> Rows:
     yield "example", safe(run.example, _EXAMPLE_LENGTH)
 
 
+def listed(names: Sequence[str], count: int | None = None) -> str:
+    """Name the first of `count` files, and how many more there are."""
+    more = (len(names) if count is None else count) - len(names[:_NAMED_FILES])
+    beside = f" and {more:,} more" if more > 0 else ""
+    return ", ".join(names[:_NAMED_FILES]) + beside
+
+
 def _count_rows(run: "Summary") -> Rows:
     counts = run.counts
+    if run.input_files > 1:
+        yield "inputs", f"{run.input_files:,} files: {listed(run.inputs, run.input_files)}"
     yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+    if run.first_rejects:
+        yield "rejected", f"listed in {run.rejects}; the first: {run.first_rejects[0]}"
     if run.update:
         unchanged = counts.reused + counts.resumed
         changes = (

@@ -14,7 +14,7 @@ from embedcli import launch
 from embedcli.config import STDOUT
 from embedcli.errors import ConfigurationError, DataError, UsageError
 from embedcli.run import dispatch
-from embedcli.run.job import Counts, Job, ProgressListener, Summary, timed
+from embedcli.run.job import NAMED_FILES, Counts, Job, ProgressListener, Summary, timed
 from embedcli.run.places import check_places
 from embedcli.run.planning import make_plan
 from embedcli.run.preview import Preview, make_preview
@@ -51,7 +51,14 @@ def encode_corpus(
     if world.rank > 0:
         dispatch.help_rank_zero(job, world)
         return None
-    summary = Summary(job.output.path, job.recipe, job.template.source)
+    summary = Summary(
+        output=job.output.path,
+        recipe=job.recipe,
+        template_source=job.template.source,
+        inputs=list(job.inputs[:NAMED_FILES]),
+        input_files=len(job.inputs),
+        left_out=list(job.left_out[:NAMED_FILES]),
+    )
     with timed(summary.seconds, "total"), _open_stage(job, world) as stage:
         try:
             _run(job, stage, world, listener, summary, stdout)

@@ -30,10 +30,8 @@ def run_units(
     board = ClaimBoard(plan.stage, _rank_name(world), results.advance)
     quarantined = {index for index in plan.units if supervisor.is_quarantined(board, index)}
     # Units without a part first: if a model is needed, it is needed soon.
-    units = sorted(
-        set(plan.units) - quarantined,
-        key=lambda index: (plan.stage.part(index).exists(), index),
-    )
+    resumable = plan.stage.parts_by_unit()
+    units = sorted(set(plan.units) - quarantined, key=lambda index: (index in resumable, index))
     process = _ThisProcess(plan, world, listener, results)
     if world.size > 1:
         _run_ranks(process, board, units)

@@ -23,7 +23,7 @@ WAITING_FOR_INPUT, WAITING_FOR_OUTPUT = "waiting for input", "waiting for output
 
 @dataclass(frozen=True)
 class Job:
-    """All that one run is asked to do."""
+    """All that one run is asked to do. `left_out`: files of the inputs' folders that embedcli wrote."""
 
     inputs: tuple[str, ...]
     spec: ModelSpec
@@ -31,6 +31,7 @@ class Job:
     input: InputOptions
     output: OutputOptions
     run: RunOptions
+    left_out: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> Recipe:
@@ -131,8 +132,8 @@ class Counts:
         for count in fields(self):
             setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
 
-    def of_output(self) -> OutputCounts:
-        """Return the counts that an output records."""
+    def of_output(self, rejects_sha256: str = "") -> OutputCounts:
+        """Return the counts that an output records, with the digest of its rejects."""
         return OutputCounts(
             rows_in=self.rows_in,
             rows_out=self.rows_out,
@@ -140,20 +141,32 @@ class Counts:
             truncated=self.truncated,
             blank=self.blank,
             tokens=self.tokens,
+            rejects_sha256=rejects_sha256,
         )
+
+
+# A summary names so many files and rejected rows, and counts the others.
+NAMED_FILES = 10
 
 
 @dataclass
 class Summary:
     """What a run did, for the console and `--report`. Times are in seconds, summed over the workers.
 
-    `launched` tells whether the processes are ranks of a launcher, `update` whether an earlier
-    output was reused, `published` whether the output had to change.
+    `inputs` are the first of `input_files` files. `rejects` is the file that lists the rejected rows,
+    `first_rejects` tell why the first of them were. `launched` tells whether the processes are ranks
+    of a launcher, `update` whether an earlier output was reused, `published` whether the output had
+    to change.
     """
 
     output: str
     recipe: Recipe
     template_source: TemplateSource
+    inputs: list[str] = field(default_factory=list)
+    input_files: int = 1
+    left_out: list[str] = field(default_factory=list)
+    rejects: str = ""
+    first_rejects: list[str] = field(default_factory=list)
     example: str = ""
     device: str = ""
     dtype: str = ""

@@ -11,7 +11,7 @@ import numpy as np
 from embedcli.errors import DataError, RowFault
 from embedcli.run.planning import RunPlan
 from embedcli.run.unit import UnitState, rejects_of, rows_without, select_records
-from embedcli.store import parts, reuse
+from embedcli.store import digest, parts, reuse
 from embedcli.store.provenance import Made, merge_made
 from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
 
@@ -22,6 +22,7 @@ class Lookup:
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
         self._cache = RowGroupCache()
+        self._resumable = plan.stage.parts_by_unit()
         self._earlier_of_unit: dict[int, list[RowGroup]] = {}
         for group in plan.earlier:
             self._earlier_of_unit.setdefault(parts.unit_of_part(group.path.name), []).append(group)
@@ -53,8 +54,9 @@ class Lookup:
         """Leave a unit as it stands, where its part or row group holds the same texts and the same
         carried values.
         """
-        own_part = self._plan.stage.part(state.index)
-        if own_part.exists() and self._keep_own_part(state, own_part):
+        own_part = self._resumable.get(state.index)
+        if own_part is not None and self._keep_own_part(state, own_part):
+            state.kept_part = own_part
             return True
         for group in self._earlier_of_unit.get(state.index, ()):
             if self._is_whole(group, state):
@@ -111,8 +113,10 @@ class Lookup:
         return {entry["place"]: RowFault(entry["code"], entry["reason"]) for entry in entries}
 
     def _is_whole(self, group: RowGroup, state: UnitState) -> bool:
-        """Tell whether a part in staging holds the unit, with every page sound."""
+        """Tell whether a part in staging holds the unit, with every byte sound."""
         try:
+            if not digest.is_whole(group.path, parts.DIGEST_MARK):
+                return False
             holds_same = self._cache.holds(
                 group, state.records.table, self._plan.schema, state.hashes
             )

@@ -51,6 +51,7 @@ def _check_output(options: OutputOptions, inputs: Sequence[str]) -> None:
         raise AccessError(f"{output}: can't be written")
     if output.parent.is_dir() and not os.access(output.parent, os.W_OK):
         raise AccessError(f"{output}: its folder can't be written")
+    files.check_sticky(output)
     if options.directory and output.exists() and not output.is_dir():
         raise OutputError(
             f"{output}: is a file, and a directory was asked for",

@@ -35,7 +35,6 @@ class _PlanFile:
     units: tuple[Unit, ...]
     schema: str
     json_columns: frozenset[str]
-    version: str
     previous: tuple[RowGroup, ...]
     candidates: dict[int, int]
     earlier: tuple[RowGroup, ...]
@@ -53,7 +52,6 @@ def save(plan: RunPlan, lookup: Lookup, units: Sequence[int]) -> None:
         units=corpus.units,
         schema=base64.b64encode(parts.schema_as_bytes(corpus.schema)).decode(),
         json_columns=corpus.json_columns,
-        version=stage.version,
         previous=tuple(plan.previous),
         candidates=dict(plan.candidates),
         earlier=tuple(
@@ -88,7 +86,7 @@ def read(stage: staging.Staging, job: Job | None = None) -> tuple[RunPlan, list[
     plan = RunPlan(
         job=job,
         corpus=corpus,
-        stage=replace(stage, version=file.version, output=_output(job)),
+        stage=replace(stage, output=_output(job)),
         previous=file.previous,
         candidates=file.candidates,
         earlier=[

@@ -12,7 +12,7 @@ from embedcli.errors import ConfigurationError, DataError, InputMissingError
 from embedcli.recipe import Differences, describe_differences
 from embedcli.records import Corpus
 from embedcli.run.job import Job, ProgressListener
-from embedcli.store import manifest, parts, staging
+from embedcli.store import manifest, parts, publish, staging
 from embedcli.store.provenance import ColumnProvenance
 from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
 
@@ -75,14 +75,24 @@ def make_plan(
     plan = RunPlan(
         job=job,
         corpus=corpus,
-        stage=replace(stage, version=_version(signature, job)),
+        stage=stage,
         previous=previous,
         candidates=_candidates(corpus, previous, job),
         earlier=[group for path in _files_in(folders) for group in _groups_if_sound(path)],
         workers=workers,
     )
+    if job.output.directory and Path(job.output.path).is_dir() and not dry:
+        _warn_of_absence(job, stage, listener)
     _ = plan.schema  # refused now rather than after the first unit
     return plan
+
+
+def _warn_of_absence(job: Job, stage: staging.Staging, listener: ProgressListener) -> None:
+    if not publish.can_exchange(stage.run):
+        listener.warn(
+            f"{job.output.path}: this file system can't exchange directories: while the new one takes "
+            "its place, there is none for a moment"
+        )
 
 
 def continue_as_before(
@@ -234,13 +244,6 @@ def _signature(corpus: Corpus, job: Job) -> str:
     return hashlib.sha256(
         repr((corpus.digest, corpus.units, schema, options)).encode()
     ).hexdigest()[:16]
-
-
-def _version(signature: str, job: Job) -> str:
-    """Return 8 hex digits that stand for the output that this run makes."""
-    return hashlib.sha256(
-        f"{signature} {job.recipe.id} {job.output.vector_type}".encode()
-    ).hexdigest()[:8]
 
 
 def _candidates(corpus: Corpus, previous: Sequence[RowGroup], job: Job) -> dict[int, int]:

@@ -1,15 +1,16 @@
 """What became of all units: sent while they come in, counted, accounted for, published."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
 
 from embedcli import sources
-from embedcli.config import STDOUT
+from embedcli.config import STDOUT, Limit
 from embedcli.errors import DataError
 from embedcli.records import Reject
-from embedcli.run.job import ProgressListener, Summary
+from embedcli.run.job import NAMED_FILES, ProgressListener, Summary
 from embedcli.run.planning import RunPlan, updates_output
 from embedcli.run.unit import UnitResult, UnitState
 from embedcli.store import parts, publish, reuse, stream_writers
@@ -72,7 +73,12 @@ class RunResults:
             self._results[index] = UnitResult.from_json(self._board.result(index))
 
     def send_ready(self) -> None:
-        """Send the units whose turn it is."""
+        """Send the units whose turn it is, unless too many rows are rejected already."""
+        limit = self.plan.job.output.max_rejected
+        if limit != Limit():
+            self._collect()
+            rejected = sum(result.counts.rejected for result in self._results.values())
+            _check("--max-rejected", limit, rejected, self.plan.corpus.rows, "rejected")
         if self.plan.job.output.path != STDOUT:
             return
         units = self.plan.units
@@ -82,7 +88,8 @@ class RunResults:
 
     def _send(self, index: int) -> None:
         result = UnitResult.from_json(self._board.result(index))
-        part = self.plan.stage.part(index)
+        assert result.part is not None  # a stream has no earlier output
+        part = self.plan.stage.parts / result.part.file
         if result.rows:
             stream = self._open_stream(result.made)
             for table in parts.read_row_groups(part):
@@ -114,18 +121,37 @@ class RunResults:
         if not counts.rows_out and rejects and not job.output.allow_empty:
             self.plan.stage.forget_parts(("output", "rejected"))  # all of them are empty
             raise _all_rejected(rejects)
+        keeps_rejects = job.output.rejects is not None or job.output.rejects_inside
+        rejects_file = publish.rejects_as_bytes(rejects) if keeps_rejects else b""
+        rejects_sha256 = hashlib.sha256(rejects_file).hexdigest() if rejects_file else ""
+        provenance = job.provenance(made, counts.of_output(rejects_sha256))
+        to_file = job.output.path != STDOUT
+        self.summary.published = not (to_file and self._is_unchanged(results, provenance))
+        if self.summary.published and self.plan.previous:
+            counts.removed = self._count_removed(self._groups(results))
+        self._check_limits()
+        if rejects:
+            self.summary.rejects = job.output.rejects_file
+            first = rejects[:NAMED_FILES]
+            self.summary.first_rejects = [reject.as_error().message for reject in first]
         if job.output.rejects is not None:
-            publish.write_rejects(rejects, job.output.rejects)
+            # Before the output, which holds their digest: who finds a pair that doesn't match knows
+            # that a run was killed between the two.
+            publish.write_rejects(rejects_file, job.output.rejects)
         for note in sources.grown(self.plan.corpus):
             self._listener.warn(note)
-        if job.output.path == STDOUT:
+        if not to_file:
             self.send_ready()
             self._open_stream(made).close()
-            return
-        provenance = job.provenance(made, counts.of_output())
-        self.summary.published = not self._is_unchanged(results, provenance)
-        if self.summary.published:
-            self._publish(results, provenance)
+        elif self.summary.published:
+            self._publish(results, provenance, rejects_file)
+
+    def _check_limits(self) -> None:
+        """See that no more rows are rejected or removed than the user allows. Raises DataError."""
+        counts, output = self.summary.counts, self.plan.job.output
+        rows_before = sum(group.rows for group in self.plan.previous)
+        _check("--max-rejected", output.max_rejected, counts.rejected, counts.rows_in, "rejected")
+        _check("--max-removed", output.max_removed, counts.removed, rows_before, "removed")
 
     def _sum_up(self, results: Sequence[UnitResult], made: Sequence[Made]) -> None:
         """Add the units' counts and times to the summary."""
@@ -159,23 +185,28 @@ class RunResults:
         stored = VectorFile(self.plan.job.output.path).provenance
         return stored is not None and stored.counts == provenance.counts
 
-    def _publish(self, results: Sequence[UnitResult], provenance: Provenance) -> None:
-        plan = self.plan
-        groups: list[RowGroup] = []
-        rows_by_part: dict[str, int] = {}
-        for index, result in zip(plan.units, results, strict=True):
-            part = plan.stage.part(index)
-            rows_by_part[part.name] = result.rows
+    def _groups(self, results: Sequence[UnitResult]) -> list[RowGroup]:
+        """Return the row groups of the new output, in order: those of the earlier one that stay, and
+        new parts.
+        """
+        groups = []
+        for result in results:
             if result.previous is not None:
-                groups.append(plan.previous[result.previous])
-            elif result.rows:
-                groups.append(RowGroup(part, 0, result.rows))
-        if plan.previous:
-            self.summary.counts.removed = self._count_removed(groups)
+                groups.append(self.plan.previous[result.previous])
+            elif result.rows and result.part is not None:
+                groups.append(RowGroup(self.plan.stage.parts / result.part.file, 0, result.rows))
+        return groups
+
+    def _publish(
+        self, results: Sequence[UnitResult], provenance: Provenance, rejects_file: bytes
+    ) -> None:
+        plan = self.plan
         if plan.job.output.directory:
-            publish.publish_directory(plan.stage, plan.schema, provenance, rows_by_part)
+            inside = rejects_file if plan.job.output.rejects_inside else b""
+            entries = [result.part for result in results if result.part is not None]
+            publish.publish_directory(plan.stage, plan.schema, provenance, entries, inside)
         else:
-            publish.publish_file(plan.stage, plan.schema, provenance, groups)
+            publish.publish_file(plan.stage, plan.schema, provenance, self._groups(results))
 
     def _count_removed(self, groups: Sequence[RowGroup]) -> int:
         """Count the rows of the output as it was whose text no row has any more."""
@@ -183,6 +214,15 @@ class RunResults:
         before = [reuse.hash_prefixes(cache.hashes(group)) for group in self.plan.previous]
         new_prefixes = (reuse.hash_prefixes(cache.hashes(group)) for group in groups)
         return reuse.count_removed(np.sort(np.concatenate(before)), new_prefixes)
+
+
+def _check(option: str, limit: Limit, count: int, rows: int, verb: str) -> None:
+    if not limit.allows(count, rows):
+        raise DataError(
+            f"{count:,} of {rows:,} rows would be {verb}, more than {option} {limit}: "
+            "nothing was changed",
+            f"if that is right, raise {option}",
+        )
 
 
 def _all_rejected(rejects: Sequence[Reject]) -> DataError:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 
-from embedcli import encoder, files, sources, templates
+from embedcli import encoder, sources, templates
 from embedcli.errors import RowFault
 from embedcli.records import Records, Rendered
 from embedcli.run.job import Job, timed
@@ -118,6 +118,9 @@ class UnitSteps:
         result.made.append(Made(model.device, model.dtype, model.compiled))
         for row, reason in encoded.failed.items():
             failed[int(numbers[row])] = reason
+        for row in parts.rows_too_large(encoded.vectors, self.plan.job.output.vector_type):
+            reason = "its vector has numbers too large for float16: use --vector-type float32"
+            failed.setdefault(int(numbers[row]), reason)
         return failed
 
     def finish(self, state: UnitState, failed: Mapping[int, str]) -> UnitResult:
@@ -128,7 +131,9 @@ class UnitSteps:
         result = state.result
         counts = result.counts
         if state.kept_part is not None:
-            publish.keep_part(state.kept_part, self.plan.stage.part(state.index))
+            result.part = publish.keep_part(
+                self.plan.stage, state.index, state.kept_part, result.rows
+            )
         if not state.is_kept:
             faults = _faults_of(state, failed)
             result.rejects += rejects_of(
@@ -171,10 +176,9 @@ class UnitSteps:
         table = parts.assemble(
             carried, self.plan.schema, ColumnNames.of(job.output.embedding_column), columns
         )
-        unfinished = stage.unfinished()
-        durable = stage.output is not None
-        parts.write(unfinished, self.plan.schema, job.provenance(result.made), [table], durable)
-        files.rename(unfinished, stage.part(state.index))
+        result.part = publish.put_part(
+            stage, state.index, self.plan.schema, job.provenance(result.made), [table]
+        )
 
 
 def _faults_of(state: UnitState, failed: Mapping[int, str]) -> dict[int, RowFault]:

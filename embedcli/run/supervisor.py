@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcli import encoder, errors, launch
-from embedcli.errors import DeviceError, EmbedcliError
+from embedcli.errors import DeviceError
 from embedcli.run import plan_file
 from embedcli.run.job import ProgressListener
 from embedcli.run.planning import RunPlan
@@ -292,10 +292,8 @@ def _describe_code(code: int) -> str:
 def as_failure(error: Exception, stage: staging.Staging) -> dict[str, str]:
     """Return an error as a worker writes it down."""
     staging.name_places(error, stage)
-    if isinstance(error, OSError):
-        error = errors.from_os_error(error)
-    if isinstance(error, EmbedcliError):
-        return {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    if foreseen := errors.as_foreseen(error):
+        return {"kind": type(foreseen).__name__, "message": foreseen.message, "hint": foreseen.hint}
     return {"kind": "", "message": f"{type(error).__name__}: {error}", "hint": ""}
 
 

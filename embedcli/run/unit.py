@@ -12,6 +12,7 @@ import numpy.typing as npt
 from embedcli.errors import RowFault
 from embedcli.records import Corpus, Records, Reject, Rendered, stop_at_first
 from embedcli.run.job import Counts, Job
+from embedcli.store.manifest import PartEntry
 from embedcli.store.parts import EmbeddingColumns, Hashes
 from embedcli.store.provenance import Made
 
@@ -24,11 +25,12 @@ Numbers = npt.NDArray[np.intp]
 class UnitResult:
     """What became of a unit.
 
-    previous: the row group of the earlier output that stays as it is, by its number; None where the
-    unit has a part. made: what computed its vectors.
+    part: the unit's part; None where it has none in staging, since a row group of the earlier
+    output stays as it is: `previous`, by its number. made: what computed its vectors.
     """
 
     rows: int = 0
+    part: PartEntry | None = None
     previous: int | None = None
     counts: Counts = field(default_factory=Counts)
     rejects: list[Reject] = field(default_factory=list)
@@ -57,7 +59,7 @@ class UnitState:
     records, rendered, hashes (16-byte voids): by row, after reading. columns: by distinct text;
     after the lookup those of known texts are filled in, after encoding all are. missing: the
     distinct texts whose vector has to be computed. is_kept: the unit stays as it lies on disk;
-    kept_part: the part that it stays as, where that isn't its own yet. prepared: the missing texts
+    kept_part: the part that it stays as. prepared: the missing texts
     as the encoder takes them.
     """
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Records, Unit, stop_at_first
-from embedcli.sources.files import find, open_input
+from embedcli.sources.files import FoundFiles, find, open_input
 from embedcli.sources.formats import FORMATS, without_suffix
 from embedcli.sources.identity import changed
 from embedcli.sources.sizes import unit_bytes
 
-__all__ = ["find", "grown", "plan", "reader", "without_suffix"]
+__all__ = ["FoundFiles", "find", "grown", "plan", "reader", "without_suffix"]
 
 
 def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
@@ -24,15 +24,37 @@ def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
     Compressed and unseekable inputs are written out under `spool` first.
     Raises InputMissingError, AccessError or DataError before any row is encoded.
     """
-    files = [open_input(name, spool / f"input-{index}") for index, name in enumerate(names)]
+    files: list[InputFile] = []
+    total = 0
+    for index, name in enumerate(names):
+        limit = None if options.max_input_bytes is None else options.max_input_bytes - total
+        files.append(open_input(name, spool / f"input-{index}", limit))
+        total += Path(files[-1].path).stat().st_size
     for file in files:
         if file.format != files[0].format:
             titles = [
                 f"{mixed.name} is {FORMATS[mixed.format].title}" for mixed in (files[0], file)
             ]
             raise DataError(" and ".join(titles), "give inputs of one format in one run")
-    total = sum(Path(file.path).stat().st_size for file in files)
+    if options.columns is None:
+        _refuse_partitions(files)
     return FORMATS[files[0].format].plan(files, options, unit_bytes(total))
+
+
+def _refuse_partitions(files: Sequence[InputFile]) -> None:
+    """Refuse columns that are in the names of folders alone (Hive's year=2024/), unless the columns
+    to carry are named. Raises DataError.
+    """
+    for file in files:
+        for part in Path(file.name).parts[:-1]:
+            column, equals, value = part.partition("=")
+            if equals and value and column.isidentifier():
+                raise DataError(
+                    f"{file.name}: the column {column!r} is in the name of its folder alone, "
+                    "and would be lost",
+                    "--columns names the files' own columns to carry; to have it, join them before: duckdb -c "
+                    "\"copy (from read_parquet('FOLDER/**/*.parquet', hive_partitioning=true)) to 'all.parquet'\"",
+                )
 
 
 def grown(corpus: Corpus) -> list[str]:

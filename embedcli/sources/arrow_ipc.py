@@ -19,6 +19,7 @@ from embedcli.sources.tables import (
     carried_schema,
     check_same_schema,
     columns_to_read,
+    names_in_utf8,
     records_of,
     top_level,
 )
@@ -34,7 +35,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     planned: list[InputFile] = []
     schema: pa.Schema | None = None
     for index, file in enumerate(files):
-        with open(file.path, "rb", buffering=0) as stream:
+        with names_in_utf8(file), open(file.path, "rb", buffering=0) as stream:
             reader = _open(file, stream.fileno())
             file_schema = carried_schema(file, reader.schema, options)
             if schema is not None:

@@ -2,13 +2,15 @@
 decompression.
 """
 
+import errno
 import glob
 import gzip
 import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,9 +23,16 @@ from embedcli.sources.formats import FORMATS, suffixes
 from embedcli.sources.identity import changed, identity_of
 
 _BLOCK = 2**20
+# Enough to see that a file is no text.
+_HEAD_BYTES = 4096
+# Text is packed to a tenth or a fiftieth; what says the same again and again, to a thousandth.
+_MAX_RATIO = 200
+_FREE_BYTES = 2**26
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
 _REFUSED = {
     b"PARE": "it is an encrypted Parquet file",
+    b"\xff\xff\xff\xff": "it is a stream of Arrow, as datasets' save_to_disk writes it: "
+    "write a file first: datasets.load_from_disk(FOLDER).to_parquet(FILE)",
     b"BZh": "it is compressed with bzip2: decompress it first",
     b"\xfd7zXZ": "it is compressed with xz: decompress it first",
     b"PK\x03\x04": "it is a zip archive: unpack it first",
@@ -35,12 +44,26 @@ _REFUSED = {
 }
 
 
-def find(paths: Sequence[str]) -> list[str]:
+@dataclass(frozen=True)
+class FoundFiles:
+    """The files that the inputs' names stand for, in order.
+
+    expanded: a folder or a pattern became files; left_out: what in them embedcli wrote itself.
+    """
+
+    names: list[str]
+    expanded: bool = False
+    left_out: list[str] = field(default_factory=list)
+
+
+def find(paths: Sequence[str], is_output: Callable[[str], bool] = lambda path: False) -> FoundFiles:
     """Expand folders and globs into file names, sorted within each; `-` stays.
 
-    Raises InputMissingError where a name matches nothing, DataError where a file is named twice.
+    What `is_output` tells to be embedcli's own is left out, unless it is named itself. Raises
+    InputMissingError where a name matches nothing, DataError where a file is named twice.
     """
-    names = [name for path in paths for name in _expand(path)]
+    left_out: list[str] = []
+    names = [name for path in paths for name in _expand(path, is_output, left_out)]
     seen: dict[object, str] = {}
     for name in names:
         key: object = STDIN
@@ -50,24 +73,28 @@ def find(paths: Sequence[str]) -> list[str]:
         if key in seen:
             raise DataError(f"{seen[key]} and {name} are the same file", "name each input once")
         seen[key] = name
-    return names
+    return FoundFiles(names, expanded=names != list(paths), left_out=left_out)
 
 
-def _expand(path: str) -> list[str]:
+def _expand(path: str, is_output: Callable[[str], bool], left_out: list[str]) -> list[str]:
     if path == STDIN:
         return [path]
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
-        if not matches:
-            raise InputMissingError(f"{path}: no such file") from None
-        return [name for match in matches for name in _expand(match)]
+        matches = _matches(path, is_output, left_out)
+        return [name for match in matches for name in _expand(match, is_output, left_out)]
     except OSError as error:
         raise from_os_error(error, path) from None
     if not stat.S_ISDIR(mode):
         return [path]
-    inside = sorted(_walk(path))
+    outputs: list[str] = []
+    inside = [] if is_output(path) else sorted(_walk(path, is_output, outputs))
+    if inside:
+        left_out += outputs
+        return inside
+    # A folder of embedcli's own files alone is named on purpose.
+    inside = sorted(_walk(path, lambda inner: False, outputs))
     if not inside:
         raise InputMissingError(
             f"{path}: the folder holds no input file", f"looked for *{', *'.join(suffixes())}"
@@ -75,51 +102,84 @@ def _expand(path: str) -> list[str]:
     return inside
 
 
-def _walk(folder: str) -> Iterator[str]:
+def _matches(pattern: str, is_output: Callable[[str], bool], left_out: list[str]) -> list[str]:
+    """Return what a pattern matches, without embedcli's own files unless it matches only those.
+
+    Raises InputMissingError.
+    """
+    matches = sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
+    if not matches:
+        raise InputMissingError(f"{pattern}: no such file") from None
+    outputs = list(filter(is_output, matches))
+    inputs = [match for match in matches if match not in outputs]
+    if not inputs:
+        return matches
+    left_out += outputs
+    return inputs
+
+
+def _walk(folder: str, is_output: Callable[[str], bool], left_out: list[str]) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise from_os_error(error, folder)
 
     for where, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith((".", "_"))]
-        yield from (
-            os.path.join(where, n)
-            for n in names
-            if n.endswith(suffixes()) and not n.startswith((".", "_"))
-        )
+        visible = [name for name in folders if not name.startswith((".", "_"))]
+        outputs = [name for name in visible if is_output(os.path.join(where, name))]
+        left_out += [os.path.join(where, name) for name in outputs]
+        folders[:] = [name for name in visible if name not in outputs]
+        for name in names:
+            if not name.endswith(suffixes()) or name.startswith((".", "_")):
+                continue
+            path = os.path.join(where, name)
+            if is_output(path):
+                left_out.append(path)
+            else:
+                yield path
 
 
-def open_input(name: str, spool: Path) -> InputFile:
+def open_input(name: str, spool: Path, limit: int | None = None) -> InputFile:
     """Look into a file and make it readable at any offset; pipes and compressed files are written
     under `spool`.
 
     The content decides the format, never the name. Raises AccessError, InputMissingError,
-    StorageError, DataError.
+    StorageError; DataError where it has more than `limit` bytes.
     """
     shown = "<stdin>" if name == STDIN else name
     try:
         # A descriptor is another one in a worker, and a pipe can be read once: both are copied.
         is_plain = descriptor_of(name) is None and stat.S_ISREG(os.stat(name).st_mode)
-        path = name if is_plain else _copy(name, spool)
+        path = name if is_plain else _copy(name, spool, limit)
+        _check_size(shown, os.stat(path).st_size, limit)
         identity = identity_of(os.stat(path))
         head = _head(path)
         if _is_compressed(head):
-            unpacked = _decompress(path, shown, head, f"{spool}.plain", identity)
+            unpacked = _decompress(path, shown, head, f"{spool}.plain", identity, limit)
             return _input_file(shown, unpacked, _head(unpacked), ())
     except OSError as error:
-        raise from_os_error(error, shown) from None
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # the disk of the copy
+        raise from_os_error(error, str(spool) if is_full else shown) from None
     return _input_file(shown, path, head, identity if is_plain else ())
 
 
 def _input_file(name: str, path: str, head: bytes, identity: tuple[int, ...]) -> InputFile:
-    format_name = _format(head, name)
+    format_name = _format(head, _tail(path), name)
     return InputFile(name, path, format_name, FORMATS[format_name].place, identity)
 
 
-def _copy(name: str, spool: Path) -> str:
+def _check_size(name: str, size: int, limit: int | None) -> None:
+    if limit is not None and size > limit:
+        raise DataError(
+            f"{name}: the input has more bytes than --max-input-bytes allows",
+            "raise it, or give fewer files",
+        )
+
+
+def _copy(name: str, spool: Path, limit: int | None) -> str:
     if name == STDIN and sys.stdin is None:
         raise InputMissingError("<stdin>: standard input is closed")
     with open(sys.stdin.fileno() if name == STDIN else name, "rb", closefd=name != STDIN) as stream:
-        return _write(iter(lambda: stream.read(_BLOCK), b""), str(spool))
+        blocks = iter(lambda: stream.read(_BLOCK), b"")
+        return _write(_bounded(blocks, name, limit), str(spool))
 
 
 def _write(blocks: Iterable[bytes], path: str) -> str:
@@ -129,16 +189,51 @@ def _write(blocks: Iterable[bytes], path: str) -> str:
     return path
 
 
+def _bounded(blocks: Iterable[bytes], name: str, limit: int | None) -> Iterator[bytes]:
+    """Pass on blocks of at most `limit` bytes. Raises DataError."""
+    total = 0
+    for block in blocks:
+        total += len(block)
+        _check_size(name, total, limit)
+        yield block
+
+
+def _limited(blocks: Iterable[bytes], name: str, compressed: int) -> Iterator[bytes]:
+    """Pass on what a compressed file of so many bytes holds. Raises DataError where it is a bomb."""
+    total = 0
+    for block in blocks:
+        total += len(block)
+        if total > max(_FREE_BYTES, _MAX_RATIO * compressed):
+            raise DataError(
+                f"{name}: {compressed:,} bytes hold more than {_MAX_RATIO} times as many",
+                "if that is right, decompress the file first",
+            )
+        yield block
+
+
 def _head(path: str) -> bytes:
     with open(path, "rb") as stream:
-        return stream.read(8)
+        return stream.read(_HEAD_BYTES)
+
+
+def _tail(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(max(0, os.fstat(stream.fileno()).st_size - _HEAD_BYTES))
+        return stream.read(_HEAD_BYTES)
 
 
 def _is_compressed(head: bytes) -> bool:
     return head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", *_ZSTD_SKIPPABLE))
 
 
-def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[int, ...]) -> str:
+def _decompress(
+    path: str,
+    name: str,
+    head: bytes,
+    target: str,
+    identity: tuple[int, ...],
+    limit: int | None,
+) -> str:
     """Write out what a gzip or zstd file holds; damage becomes DataError, never a traceback or a
     short corpus.
 
@@ -152,7 +247,9 @@ def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[
                 if kind == "gzip"
                 else pa.CompressedInputStream(stream, "zstd")
             )
-            _write(iter(lambda: source.read(_BLOCK), b""), target)
+            blocks = iter(lambda: source.read(_BLOCK), b"")
+            blocks = _bounded(blocks, name, limit)
+            _write(_limited(blocks, name, os.fstat(stream.fileno()).st_size), target)
             if identity_of(os.fstat(stream.fileno())) != identity:
                 raise changed(InputFile(name, path, kind, "line"), "while it was decompressed")
             return target
@@ -168,7 +265,7 @@ def _decompress(path: str, name: str, head: bytes, target: str, identity: tuple[
         ) from None
 
 
-def _format(head: bytes, name: str) -> str:
+def _format(head: bytes, tail: bytes, name: str) -> str:
     for magic, reason in _REFUSED.items():
         if head.startswith(magic):
             raise DataError(f"{name}: {reason}")
@@ -182,4 +279,6 @@ def _format(head: bytes, name: str) -> str:
             f"{name}: it is not UTF-8 text (NUL bytes at its start)",
             "convert it with iconv -t UTF-8",
         )
+    if tail.endswith(b"PAR1"):
+        raise DataError(f"{name}: a damaged Parquet file (no PAR1 at its start)")
     return "jsonl"

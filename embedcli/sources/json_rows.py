@@ -39,9 +39,11 @@ class BadRowError(Exception):
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadRowError("duplicate-key", f"duplicate key {twice!r}")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise BadRowError("duplicate-key", f"duplicate key {name[:200]!r}")
+            seen.add(name)
     return row
 
 

@@ -6,10 +6,11 @@ line ends the file.)
 """
 
 import hashlib
+import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,8 +26,12 @@ _MAX_COLUMNS = 1000
 _EXCERPT = 200
 
 
+def _open(file: InputFile) -> io.BufferedReader:
+    return io.BufferedReader(io.FileIO(file.path), 2**20)
+
+
 def _lines(
-    stream: BinaryIO, start: int, stop: int | None, first: int, limit: int
+    stream: io.BufferedReader, start: int, stop: int | None, first: int, limit: int
 ) -> Iterator[Line]:
     """Yield the lines in [start, stop). A line over `limit` bytes is passed over in bounded memory.
 
@@ -49,9 +54,22 @@ def _lines(
                 if chunk.endswith(b"\n"):
                     break
             digest = hashing.digest()
+        count = 1
+        if content == b"\n":
+            # Millions of empty lines are read as a few lines.
+            more = _empty_lines(stream, _at_most(2**20, offset + size, stop))
+            content += more
+            size += len(more)
+            count += len(more)
         yield Line(number, offset, offset + size, content, digest)
         offset += size
-        number += 1
+        number += count
+
+
+def _empty_lines(stream: io.BufferedReader, most: int) -> bytes:
+    """Read the empty lines that follow, `most` at most, as far as they are in the buffer."""
+    ahead = stream.peek()[:most]
+    return stream.read(len(ahead) - len(ahead.lstrip(b"\n")))
 
 
 def _at_most(limit: int, offset: int, stop: int | None) -> int:
@@ -66,7 +84,7 @@ def _digest(lines: Iterable[Line]) -> str:
     return hashing.hexdigest()
 
 
-def _units_of_lines(stream: BinaryIO, unit_bytes: int, limit: int) -> Iterator[list[Line]]:
+def _units_of_lines(stream: io.BufferedReader, unit_bytes: int, limit: int) -> Iterator[list[Line]]:
     """Yield lines in groups: a group ends where a line starts beyond the next multiple of `unit_bytes`,
     or is full.
     """
@@ -159,7 +177,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     """
     scan = _Scan(options)
     for index, file in enumerate(files):
-        with open(file.path, "rb", buffering=2**20) as stream:
+        with _open(file) as stream:
             for lines in _units_of_lines(stream, unit_bytes, options.max_row_bytes):
                 scan.add_unit(index, file, lines)
     scan.check_columns()
@@ -197,11 +215,12 @@ class _Scan:
             _refuse_other_shapes(lines, file, options)
         parsed = _parse_lines(lines, file, options)
         stop_at_first(parsed.rejects, options.on_error)
-        self.kinds = json_types.join_columns(self.kinds, _kinds(parsed.rows, options))
-        if len(self.kinds) > _MAX_COLUMNS:
+        names = _names(parsed.rows, options)
+        if len(self.kinds.keys() | names) > _MAX_COLUMNS:
             raise DataError(
                 f"{file.name}: more than {_MAX_COLUMNS} columns", "choose some: --columns id,title"
             )
+        self.kinds = json_types.join_columns(self.kinds, _kinds(parsed.rows, names))
         self.fields_seen |= {name for name in options.fields if _seen(parsed.rows, name)}
         self.late_marks += sum(_has_late_mark(line) for line in lines)
         rows = len(parsed.rows) + len(parsed.rejects)
@@ -226,11 +245,16 @@ def _has_late_mark(line: Line) -> bool:
     return line.offset > 0 and line.content is not None and line.content.startswith(BOM)
 
 
-def _kinds(rows: Sequence[Row], options: InputOptions) -> dict[str, json_types.Kind]:
-    """Return what each column that is to be carried holds in some rows."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def _names(rows: Sequence[Row], options: InputOptions) -> list[str]:
+    """Return the columns that are to be carried of some rows, in the order of their first row."""
+    names = dict.fromkeys(name for row in rows for name in row)
     if options.columns is not None:
-        names = [name for name in options.columns if name in names]
+        return [name for name in options.columns if name in names]
+    return list(names)
+
+
+def _kinds(rows: Sequence[Row], names: Sequence[str]) -> dict[str, json_types.Kind]:
+    """Return what each column holds in some rows."""
     return {name: json_types.kind_of([row.get(name) for row in rows]) for name in names}
 
 
@@ -246,7 +270,7 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
 def _read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
     file = corpus.files[unit.file]
     try:
-        with open(file.path, "rb", buffering=2**20) as stream:
+        with _open(file) as stream:
             lines = list(_lines(stream, unit.start, unit.stop, unit.first, options.max_row_bytes))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise changed(file, "it is gone") from None

@@ -15,8 +15,15 @@ from embedcli.errors import DataError
 from embedcli.files import open_parquet, unreadable_parquet
 from embedcli.records import Corpus, InputFile, Records, Unit
 from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
-from embedcli.sources.sizes import MAX_WIDTH, row_ranges
-from embedcli.sources.tables import carried_schema, check_same_schema, columns_to_read, records_of
+from embedcli.sources.parquet_sizes import measure
+from embedcli.sources.sizes import row_ranges
+from embedcli.sources.tables import (
+    carried_schema,
+    check_same_schema,
+    columns_to_read,
+    names_in_utf8,
+    records_of,
+)
 
 _BATCH_ROWS = 4096
 _READ_BYTES = 2**20
@@ -32,7 +39,11 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
     planned: list[InputFile] = []
     schema: pa.Schema | None = None
     for index, file in enumerate(files):
-        with open(file.path, "rb", buffering=0) as stream, _open(file, stream.fileno()) as opened:
+        with (
+            names_in_utf8(file),
+            open(file.path, "rb", buffering=0) as stream,
+            _open(file, stream.fileno()) as opened,
+        ):
             _check_counts(file, opened.metadata)
             file_schema = carried_schema(file, opened.schema_arrow, options)
             if schema is not None:
@@ -40,7 +51,8 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
             schema = file_schema
             columns = columns_to_read(schema, options)
             _read_first_row(file, opened, columns)
-            for start, stop in row_ranges(_sizes(opened.metadata, options.text_column), unit_bytes):
+            sizes = measure(file, stream.fileno(), columns, options.text_column)
+            for start, stop in row_ranges(sizes, unit_bytes):
                 units.append(Unit(index, start, stop, start + 1, stop - start))
             planned.append(replace(file, digest=_digest(stream.fileno(), opened.metadata, columns)))
             check_listed(file, stream.fileno())
@@ -113,28 +125,21 @@ def _read_first_row(file: InputFile, opened: pq.ParquetFile, columns: list[str])
         raise unreadable_parquet(file.name, error) from None
 
 
-def _sizes(metadata: pq.FileMetaData, text_column: str) -> Iterator[tuple[int, float]]:
-    """Yield each row group's rows and the bytes that count towards a unit, a row, by the footer."""
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    leaf = paths.index(text_column) if text_column in paths else None
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        text_bytes = 0 if leaf is None else group.column(leaf).total_uncompressed_size
-        size = max(text_bytes, group.total_byte_size / MAX_WIDTH)
-        yield group.num_rows, size / max(1, group.num_rows)
-
-
 def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
     """Return a function that reads units; those that follow one another continue where the last one
     ended.
     """
     cursor: _Cursor | None = None
+    batch_rows: dict[int, int] | None = None
 
     def read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
-        nonlocal cursor
+        nonlocal cursor, batch_rows
         file = corpus.files[unit.file]
+        if batch_rows is None:
+            batch_rows = _batch_rows(corpus.units)
         if cursor is None or cursor.file != file or cursor.row > unit.start:
-            cursor = _Cursor(file, columns_to_read(corpus.schema, options))
+            columns = columns_to_read(corpus.schema, options)
+            cursor = _Cursor(file, columns, batch_rows.get(unit.file, _BATCH_ROWS))
         with cursor.planned.checked():
             table = cursor.read(unit.start, unit.stop)
         return records_of(table, file, unit, corpus.schema, options)
@@ -142,15 +147,29 @@ def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
     return read
 
 
+def _batch_rows(units: Sequence[Unit]) -> dict[int, int]:
+    """Return, for each file, how many rows are decoded at once: no more than its smallest unit has.
+
+    Units are small where rows are long. The last unit of a file is small because the file ends.
+    """
+    rows: dict[int, int] = {}
+    for unit, following in itertools.pairwise(units):
+        if following.file == unit.file:
+            smallest = rows.get(unit.file, _BATCH_ROWS)
+            rows[unit.file] = min(smallest, unit.stop - unit.start)
+    return rows
+
+
 class _Cursor:
     """Reads row ranges of one file forwards; row groups in between are jumped over, rows in between
     passed over.
     """
 
-    def __init__(self, file: InputFile, columns: list[str]) -> None:
+    def __init__(self, file: InputFile, columns: list[str], batch_rows: int) -> None:
         self.file = file
         self.row = 0
         self._columns = columns
+        self._batch_rows = batch_rows
         self.planned = PlannedFile(
             file, lambda descriptor: _planned_digest(file, descriptor, columns)
         )
@@ -188,7 +207,7 @@ class _Cursor:
     def _batches_from(self, group: int) -> Iterator[pa.RecordBatch]:
         groups = list(range(group, self._opened.metadata.num_row_groups))
         batches: Iterator[pa.RecordBatch] = self._opened.iter_batches(
-            _BATCH_ROWS, row_groups=groups, columns=self._columns, use_threads=True
+            self._batch_rows, row_groups=groups, columns=self._columns, use_threads=True
         )
         return batches
 

@@ -2,7 +2,8 @@
 have in common.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,11 +18,24 @@ def columns_to_read(schema: pa.Schema, options: InputOptions) -> list[str]:
     return list(dict.fromkeys([*schema.names, options.text_column, *options.fields]))
 
 
+@contextlib.contextmanager
+def names_in_utf8(file: InputFile) -> Iterator[None]:
+    """Raise DataError where a column's name turns out to be damaged: Arrow believes them all."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise DataError(
+            f"{file.name}: a column's name is not UTF-8", "the file is damaged"
+        ) from None
+
+
 def carried_schema(file: InputFile, schema: pa.Schema, options: InputOptions) -> pa.Schema:
     """Return the schema of the carried columns; check all that can be checked of a file's schema.
 
     Raises DataError.
     """
+    # Names inside structs and lists are looked at here, and nowhere else before the end.
+    schema.to_string(show_field_metadata=False, show_schema_metadata=False)
     names = schema.names
     duplicates = [name for name in names if names.count(name) > 1]
     if duplicates:
@@ -34,10 +48,20 @@ def carried_schema(file: InputFile, schema: pa.Schema, options: InputOptions) ->
     for name in carried:
         if name not in names:
             raise _no_column(file, schema, name, "--columns")
-        field = schema.field(name).with_metadata(None)
+        field = _carried_field(schema.field(name))
         # However the file stores its texts, the output holds plain strings.
         fields.append(field.with_type(pa.string()) if name == options.text_column else field)
     return pa.schema(fields)
+
+
+def _carried_field(field: pa.Field) -> pa.Field:
+    """Return a field with its metadata, but what pyarrow's reader adds to it."""
+    metadata = {
+        key: value
+        for key, value in (field.metadata or {}).items()
+        if not key.startswith(b"PARQUET:")
+    }
+    return field.with_metadata(metadata or None)
 
 
 def _find_type(file: InputFile, schema: pa.Schema, name: str, option: str) -> pa.DataType:

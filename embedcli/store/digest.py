@@ -7,13 +7,16 @@ footer and the headers of pages. It is found by a mark, the bytes that stand bef
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
 EMPTY = "0" * 64
 _CHUNK_BYTES = 2**20
-# The digest stands in the footer, at the end of a file. A footer of ours is far smaller than this.
+# The digest stands at the end of a file: in the footer, whose length a Parquet file ends with.
 _SEARCHED_BYTES = 2**26
+_PARQUET_END = b"PAR1"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 class HashingStream:
@@ -89,10 +92,27 @@ def is_whole(path: Path | str, mark: bytes) -> bool | None:
     return expected == sha256.hexdigest().encode()
 
 
+def read(path: Path | str, mark: bytes) -> str | None:
+    """Return the digest that stands in a file, 64 hex digits; None where there is none, or no file."""
+    try:
+        with open(path, "rb") as stream:
+            start = _find(stream, mark)
+            if start is None:
+                return None
+            stream.seek(start)
+            sha256 = stream.read(len(EMPTY)).decode("latin-1")
+            return sha256 if _SHA256.fullmatch(sha256) else None
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
 def _find(stream: BinaryIO, mark: bytes) -> int | None:
     """Return the offset of the digest behind the last `mark`, or None."""
     size = stream.seek(0, os.SEEK_END)
-    searched_from = max(0, size - _SEARCHED_BYTES)
+    stream.seek(max(0, size - 8))
+    tail = stream.read(8)
+    footer = int.from_bytes(tail[:4], "little") + 8 if tail[4:] == _PARQUET_END else size
+    searched_from = max(0, size - min(footer, _SEARCHED_BYTES))
     stream.seek(searched_from)
     position = stream.read().rfind(mark)
     if position < 0:

@@ -4,8 +4,8 @@ by a digest.
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import msgspec
 
 from embedcli.errors import DataError
 from embedcli.store import digest
+from embedcli.store.parts import DIGEST_MARK as PART_DIGEST_MARK
 from embedcli.store.provenance import Provenance
 
+# Readers of a dataset directory pass over such names.
 NAME = "_embedcli.json"
 # The bytes that stand before the digest.
 DIGEST_MARK = b'"sha256": "'
@@ -26,10 +28,11 @@ _PART_NAME = re.compile(r"part-[\w-]{1,100}\.parquet")
 
 @dataclass(frozen=True)
 class PartEntry:
-    """A part file of a dataset directory and its number of rows."""
+    """A part file of a dataset directory, its number of rows, and the digest that it carries."""
 
     file: str
     rows: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,10 @@ class Manifest:
         return sum(part.rows for part in self.parts)
 
 
-def to_bytes(provenance: Provenance, rows_by_part: Mapping[str, int]) -> bytes:
+def to_bytes(provenance: Provenance, entries: Sequence[PartEntry]) -> bytes:
     """Return the content of a manifest, with its digest filled in."""
     value = provenance.to_json()
-    value["parts"] = [{"file": name, "rows": rows} for name, rows in rows_by_part.items()]
+    value["parts"] = [asdict(entry) for entry in entries]
     value["sha256"] = digest.EMPTY
     line = json.dumps(value, ensure_ascii=False) + "\n"
     return digest.fill_in(line.encode(), DIGEST_MARK)
@@ -79,6 +82,13 @@ def read(directory: Path) -> Manifest:
         if not _PART_NAME.fullmatch(part.file) or part.rows < 0:
             raise DataError(f"{directory / NAME}: lists {part.file[:100]!r}, no part of ours")
     return Manifest(provenance, parts)
+
+
+def digest_of(output: Path) -> str | None:
+    """Return the digest that an output carries: a directory's in its manifest. None without one."""
+    if output.is_dir():
+        return digest.read(output / NAME, DIGEST_MARK)
+    return digest.read(output, PART_DIGEST_MARK)
 
 
 def is_whole(directory: Path) -> bool | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from embedcli import files
+from embedcli.config import REJECTS_NAME
 from embedcli.errors import DataError, OutputError
 from embedcli.store import manifest, parts
 
@@ -24,6 +25,7 @@ REPORT = "embedcli report"
 REJECT = "embedcli reject"
 # A report and a line of rejects are far smaller than this; nothing larger is read to find out.
 _MOST_BYTES = 2**24
+_MOST_LINE_BYTES = 2**16
 _PART_NAME = re.compile(r"part-\d{6,}-[0-9a-f]+\.parquet")
 _NAMED_AT_MOST = 10
 # As matplotlib writes the property in PNG, PDF and SVG.
@@ -87,13 +89,14 @@ def named_by_manifest(directory: Path) -> set[str]:
     try:
         if not manifest.is_whole(directory):
             return set()
-        listed = [
-            part["file"] for part in json.loads((directory / manifest.NAME).read_bytes())["parts"]
-        ]
+        value = json.loads((directory / manifest.NAME).read_bytes())
+        listed = [part["file"] for part in value["parts"]]
+        has_rejects = bool(value["counts"]["rejects_sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
     return {
         manifest.NAME,
+        *([REJECTS_NAME] if has_rejects else []),
         *(name for name in listed if isinstance(name, str) and _PART_NAME.fullmatch(name)),
     }
 
@@ -110,7 +113,7 @@ def is_report(path: str) -> bool:
 
 def are_rejects(path: str) -> bool:
     """Tell whether a file holds rejected rows."""
-    return _kind_of(_head(path).split(b"\n", 1)[0]) == REJECT
+    return _kind_of(_head(path, _MOST_LINE_BYTES).split(b"\n", 1)[0]) == REJECT
 
 
 def are_results(path: str) -> bool:
@@ -131,6 +134,15 @@ def is_picture(path: str) -> bool:
     return any(mark in content for mark in _PICTURE_MARKS)
 
 
+def is_output(path: str) -> bool:
+    """Tell whether a file or folder is what a run writes: vectors, rejected rows, a report."""
+    if Path(path).is_dir():
+        return bool(named_by_manifest(Path(path)))
+    if path.endswith(".parquet"):
+        return is_vector_file(path)
+    return are_rejects(path) or (path.endswith(".json") and is_report(path))
+
+
 def _has_key(path: str, key: bytes) -> bool:
     try:
         with files.open_parquet(path) as file:
@@ -139,10 +151,10 @@ def _has_key(path: str, key: bytes) -> bool:
         return False
 
 
-def _head(path: str) -> bytes:
+def _head(path: str, count: int = _MOST_BYTES) -> bytes:
     try:
         with open(path, "rb") as stream:
-            return stream.read(_MOST_BYTES)
+            return stream.read(count)
     except OSError:
         return b""
 

@@ -36,6 +36,13 @@ Vectors = npt.NDArray[np.float32]
 Hashes = npt.NDArray[Any]
 
 
+class Written(NamedTuple):
+    """What became of a file: its number of rows, and the digest that it carries."""
+
+    rows: int
+    sha256: str
+
+
 class ColumnNames(NamedTuple):
     """The names of the four columns that we add."""
 
@@ -96,13 +103,24 @@ class EmbeddingColumns:
         ]
 
 
-def part_name(index: int, version: str) -> str:
-    """Return the file name of a unit's part.
+def rows_too_large(vectors: Vectors, vector_type: str) -> list[int]:
+    """Return the rows that have a number too large for the stored type: it would become infinite.
 
-    Parts of different versions of a directory have different names: a reader that has listed one
-    version and opens the parts of the next would otherwise read a mixture, without an error.
+    Of float16 the largest is 65,504, so normalized vectors always fit.
     """
-    return f"part-{index:06d}-{version}.parquet"
+    if vector_type != "float16":
+        return []
+    largest = np.finfo(np.float16).max
+    return np.flatnonzero((np.abs(vectors) > largest).any(axis=1)).tolist()
+
+
+def part_name(index: int, sha256: str) -> str:
+    """Return the file name of a unit's part: one name, one content, for ever.
+
+    A reader that has listed one version of a directory and opens the parts of the next would
+    otherwise read a mixture, without an error.
+    """
+    return f"part-{index:06d}-{sha256[:16]}.parquet"
 
 
 def unit_of_part(name: str) -> int:
@@ -146,22 +164,22 @@ def write(
     provenance: Provenance,
     tables: Iterable[pa.Table],
     durable: bool = True,
-) -> int:
-    """Write a new Parquet file, a row group for each table; return its number of rows.
+) -> Written:
+    """Write a new Parquet file, a row group for each table.
 
     A durable file is synced and read back. Raises StorageError where the disk is full, or what is
     read differs in rows or checksums. `path` must be a name nobody reads: on an exception pyarrow
     writes a valid footer over half a file.
     """
     try:
-        rows = _write(
+        written = _write(
             path, with_provenance(schema, provenance), _vector_columns(provenance), tables, durable
         )
     except OSError as error:
         raise from_os_error(error, str(path)) from None  # pyarrow's own doesn't say where
     if durable:
-        _read_back(path, rows)
-    return rows
+        _read_back(path, written.rows)
+    return written
 
 
 def _vector_columns(provenance: Provenance) -> list[ColumnNames]:
@@ -174,7 +192,7 @@ def _write(
     embeddings: list[ColumnNames],
     tables: Iterable[pa.Table],
     durable: bool,
-) -> int:
+) -> Written:
     rows = 0
     with open(path, "x+b") as stream:
         hashing = digest.HashingStream(stream)
@@ -186,11 +204,12 @@ def _write(
                     writer.write_table(table, row_group_size=len(table))
                     rows += len(table)
             writer.add_key_value_metadata({_DIGEST_KEY: digest.EMPTY})
-        digest.put(stream, hashing.hexdigest(), DIGEST_MARK)
+        sha256 = hashing.hexdigest()
+        digest.put(stream, sha256, DIGEST_MARK)
         stream.flush()
         if durable:
             os.fsync(stream.fileno())
-    return rows
+    return Written(rows, sha256)
 
 
 def _encodings(schema: pa.Schema, embeddings: list[ColumnNames]) -> dict[str, Any]:

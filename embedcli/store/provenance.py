@@ -79,7 +79,10 @@ class ColumnProvenance:
 
 @dataclass(frozen=True)
 class OutputCounts:
-    """What became of the input's rows. None of it depends on how the run went."""
+    """What became of the input's rows. None of it depends on how the run went.
+
+    rejects_sha256: of the file that lists the rejected rows, 64 hex digits; empty without one.
+    """
 
     rows_in: int
     rows_out: int
@@ -87,6 +90,7 @@ class OutputCounts:
     truncated: int
     blank: int
     tokens: int
+    rejects_sha256: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ run needs.
         rejected/      per unit, the rows that the model gave no vector for
         earlier/       parts of an input that has changed since: their vectors are looked up
         attempts/      per unit, how often it was begun and not finished
+        publishing     the digest of an output that was about to be published
+        former/        the output before it, where directories can't be exchanged
+        owner          who writes it (see lease)
         run-<token>/   of one run: spooled inputs, unfinished parts, claims
 
 Nothing half-made is ever visible: files are written in the run's directory, checked, and renamed.
@@ -34,13 +37,14 @@ from embedcli.errors import (
     from_os_error,
 )
 from embedcli.files import rename, sync
-from embedcli.store import parts
+from embedcli.store import lease, manifest, parts
 
 # The file that makes a directory ours to write in and to remove.
 MARKER = "embedcli-staging"
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_DIRECTORY = _OPEN_FOLDER | os.O_NOFOLLOW
 _KEPT = ("output", "rejected", "earlier", "attempts")
+_PUBLISHING = "publishing"
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,12 @@ class Staging:
     """An open staging directory. `output` is None where the vectors go to a stream.
 
     `path` leads to it by its descriptor, `name` is what people call it, `handle` the descriptor
-    that workers inherit. `token` is that of the run; `version` stands for the output that it makes,
-    and is the same in equal runs.
+    that workers inherit. `token` is that of the run.
     """
 
     path: Path
     output: Path | None
     token: str
-    version: str = ""
     name: Path = Path()
     handle: int = -1
 
@@ -74,9 +76,18 @@ class Staging:
         """The directory of parts that belong to the input as it was before."""
         return self.path / "earlier"
 
-    def part(self, index: int) -> Path:
+    @property
+    def former(self) -> Path:
+        """Where an output is put for the moment in which the next one takes its place."""
+        return self.path / "former"
+
+    def part(self, index: int, sha256: str) -> Path:
         """Return the name of a unit's part once it is durable."""
-        return self.parts / parts.part_name(index, self.version)
+        return self.parts / parts.part_name(index, sha256)
+
+    def parts_by_unit(self) -> dict[int, Path]:
+        """List the durable parts. Of two of one unit, which a killed worker may leave, either will do."""
+        return {parts.unit_of_part(path.name): path for path in self.parts.glob("part-*.parquet")}
 
     def rejected(self, index: int) -> Path:
         """Return the file of a unit's rows that the model gave no vector for."""
@@ -102,10 +113,23 @@ class Staging:
         """Is there a finished part, or a unit that ended the process which began it?"""
         return self.finished > 0 or any((self.path / "attempts").glob("*"))
 
+    def intend(self, sha256: str | None) -> None:
+        """Write down the digest of what is about to be published."""
+        write_durably(self.unfinished(), self.path / _PUBLISHING, (sha256 or "").encode())
+
+    @property
+    def has_published(self) -> bool:
+        """Is the output what an earlier run of this directory was about to publish?"""
+        try:
+            intended = (self.path / _PUBLISHING).read_text(errors="replace")
+        except FileNotFoundError:
+            return False
+        return self.output is not None and manifest.digest_of(self.output) == intended
+
     def belongs_to(self, signature: str) -> bool:
         """Do the parts belong to this input?"""
         try:
-            return (self.path / "signature").read_text() == signature
+            return (self.path / "signature").read_text(errors="replace") == signature
         except FileNotFoundError:
             return False
 
@@ -133,6 +157,11 @@ def place_of(output: Path) -> Path:
     return output.parent / f".{output.name}.embedcli"
 
 
+def output_of(place: Path) -> Path:
+    """Return the output that a staging directory belongs to."""
+    return place.parent / place.name.removeprefix(".").removesuffix(".embedcli")
+
+
 def is_marked(path: Path) -> bool:
     """Tell whether a folder carries the mark of our staging directories."""
     return (path / MARKER).is_file()
@@ -156,7 +185,7 @@ def open_staging(
         _remove_unused(name)
         raise
     try:
-        with _held(name, lock) as (path, handle):
+        with _held(name, lock) as (path, handle), lease.held(path, output, token):
             stage = Staging(path, output, token, name=name, handle=handle)
             try:
                 _prepare(stage, fresh)
@@ -246,16 +275,30 @@ def path_of(handle: int) -> Path:
 
 
 def _prepare(stage: Staging, fresh: bool) -> None:
-    kept_names = (MARKER,) if fresh else (MARKER, "signature", *_KEPT)
+    if stage.output is not None:
+        _put_back(stage.former, stage.output)
+    # What a run had published before it was killed is no unfinished work; the parts of a directory
+    # may even be the former output's, since the two were exchanged.
+    fresh = fresh or stage.has_published
+    kept_names = {MARKER}
+    if not fresh:
+        kept_names |= {"signature", *_KEPT}
     for name in os.listdir(stage.path):
-        if name not in kept_names:  # what a run that was killed left
+        if name not in kept_names and not lease.is_ours(name):  # what a killed run left
             _remove(stage.path / name)
+    (stage.path / MARKER).touch()  # a run that ended just now may have removed it
     for name in _KEPT:
         if (stage.path / name).is_symlink():  # whatever it leads to is not ours
             (stage.path / name).unlink()
     for name in (*_KEPT, stage.run.name):
         (stage.path / name).mkdir(mode=0o777 if name == "output" else 0o700, exist_ok=True)
     sync(stage.path)
+
+
+def _put_back(former: Path, output: Path) -> None:
+    """Put an output back that a run was killed about to replace, between its two renames."""
+    if former.is_dir() and not output.exists():
+        rename(former, output)
 
 
 def _lock(path: Path, output: Path) -> int:
@@ -278,8 +321,10 @@ def _lock(path: Path, output: Path) -> int:
                 return lock
         except BlockingIOError:
             os.close(lock)
+            owner = lease.read(path)
             raise LockedError(
-                f"{output}: another run is writing it", "wait for it, or choose another -o"
+                f"{output}: another run is writing it{f': {owner}' if owner else ''}",
+                "wait for it, or choose another -o",
             ) from None
         except BaseException:
             os.close(lock)
@@ -298,7 +343,7 @@ def _check_marker(descriptor: int, path: Path, name: Path) -> None:
         raise _foreign(name) from None
     if MARKER in names:
         _check_trust(descriptor, path / f"probe-{secrets.token_hex(8)}", name)
-    elif names:
+    elif not all(map(lease.is_ours, names)):  # which a run leaves last
         raise OutputError(
             f"{name}: was not made by embedcli: it holds {', '.join(names[:10])}",
             "move it away, or choose another name with -o",
@@ -370,7 +415,9 @@ def remove_leftovers(path: Path) -> tuple[int, int]:
     lock = _lock(path, path)
     try:
         with _held(path, lock) as (held, handle):
-            finished = Staging(held, None, "", handle=handle).finished
+            stage = Staging(held, None, "", handle=handle)
+            _put_back(stage.former, output_of(path))
+            finished = stage.finished
             size = sum(file.lstat().st_size for file in held.rglob("*") if not file.is_dir())
             _remove_all(held, path)
     finally:
@@ -379,12 +426,12 @@ def remove_leftovers(path: Path) -> tuple[int, int]:
 
 
 def _remove_all(path: Path, name: Path) -> None:
-    """Remove what is in a directory that is held as `path`, the marker last, and its name if that
-    is empty then.
+    """Remove what is in a directory that is held as `path`, the marker and the owner last, and its
+    name if that is empty then.
 
     Removing all by name could meet a folder that somebody else put there.
     """
-    for entry in sorted(os.listdir(path), key=MARKER.__eq__):
+    for entry in sorted(os.listdir(path), key=lambda name: (lease.is_ours(name), name == MARKER)):
         _remove(path / entry)
     os.rmdir(name)
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Protocol
 import pyarrow as pa
 
 from embedcli.errors import DataError
+from embedcli.escaping import in_json
 from embedcli.store import parts
 from embedcli.store.parts import ColumnNames
 from embedcli.store.provenance import Provenance
@@ -85,12 +86,13 @@ class JsonlWriter:
 
 def json_of(row: dict[str, Any]) -> str:
     """Return a row as JSON: what JSON lacks becomes strings (times in ISO 8601, bytes in base64), NaN
-    becomes null.
+    becomes null. Invisible characters are escaped.
     """
     try:
-        return json.dumps(row, ensure_ascii=False, default=_plain, allow_nan=False)
+        line = json.dumps(row, ensure_ascii=False, default=_plain, allow_nan=False)
     except ValueError:  # JSON has no NaN and no infinity
-        return json.dumps(_without_nan(row), ensure_ascii=False, default=_plain)
+        line = json.dumps(_without_nan(row), ensure_ascii=False, default=_plain)
+    return in_json(line)
 
 
 def _without_nan(value: Any) -> Any:

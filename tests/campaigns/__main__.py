@@ -6,11 +6,14 @@ import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tests.campaigns import hostile
+from tests.campaigns import hostile, inputs, kills
 
 CAMPAIGNS = {
     "hostile-folders": hostile.attack_folders,
     "hostile-metadata": hostile.attack_metadata,
+    "hostile-inputs": inputs.attack_inputs,
+    "kills": kills.kill_runs,
+    "changes": kills.change_inputs,
 }
 
 
