@@ -12,12 +12,19 @@ from embedcli.errors import UsageError
 STDIN = STDOUT = "-"
 # The rejected rows of a dataset directory, which appear with it. Readers pass over such names.
 REJECTS_NAME = "_rejects.jsonl"
+# A summary names so many files and rejected rows, and counts the others.
+NAMED_FILES = 10
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
 # An interrupted run that was compiled goes on so, without insisting on it.
 CompileMode = Literal["auto", "on", "off", "if-possible"]
 OnError = Literal["fail", "reject"]
 VectorType = Literal["float32", "float16"]
+
+
+def rejects_beside(output: str) -> str:
+    """Return the file that lists an output's rejected rows, unless another is named."""
+    return f"{output.rstrip('/')}.rejects.jsonl"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from embedcli import encoder, templates
 from embedcli.analysis.queries import embed_with, read_units
 from embedcli.analysis.similarity import cosines, sample
-from embedcli.config import REJECTS_NAME, InputOptions, RunOptions
+from embedcli.config import REJECTS_NAME, InputOptions, RunOptions, rejects_beside
 from embedcli.errors import DataError, EmbedcliError
 from embedcli.models import families
 from embedcli.models.request import ModelRequest
@@ -165,7 +165,7 @@ def _check_rejects(file: VectorFile) -> Iterator[Check]:
     counts = file.provenance.counts if file.provenance is not None else None
     path = Path(file.path) / REJECTS_NAME
     if not path.is_file():
-        path = Path(f"{file.path.rstrip('/')}.rejects.jsonl")
+        path = Path(rejects_beside(file.path))
     expected = counts.rejects_sha256 if counts is not None else ""
     if not path.is_file():
         if expected:

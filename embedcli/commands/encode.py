@@ -20,6 +20,7 @@ from embedcli.config import (
     OnError,
     OutputOptions,
     VectorType,
+    rejects_beside,
 )
 from embedcli.console import progress, run_summary
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, Ending, OutputError, UsageError
@@ -408,4 +409,4 @@ def _rejects_path(path: str, on_error: OnError, requested: str | None) -> str | 
         raise UsageError(
             "with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl"
         )
-    return requested or f"{path.rstrip('/')}.rejects.jsonl"
+    return requested or rejects_beside(path)

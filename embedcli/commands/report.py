@@ -1,4 +1,4 @@
-"""The report of a run, as JSON for programs that watch it: written however the run ends."""
+"""The report of a run, as JSON for programs that watch it: written also when the run fails."""
 
 import contextlib
 import json

@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from embedcli.config import NAMED_FILES
 from embedcli.console import duration, safe, size, table
 
 if TYPE_CHECKING:
     from embedcli.run import Preview, Summary
 
 _EXAMPLE_LENGTH = 200
-_NAMED_FILES = 10
 # Stages that took less are not told.
 _TOLD_SECONDS = 0.05
 
@@ -38,9 +38,9 @@ def _recipe_rows(run: "Summary") -> Rows:
 
 def listed(names: Sequence[str], count: int | None = None) -> str:
     """Name the first of `count` files, and how many more there are."""
-    more = (len(names) if count is None else count) - len(names[:_NAMED_FILES])
+    more = (len(names) if count is None else count) - len(names[:NAMED_FILES])
     beside = f" and {more:,} more" if more > 0 else ""
-    return ", ".join(names[:_NAMED_FILES]) + beside
+    return ", ".join(names[:NAMED_FILES]) + beside
 
 
 def _count_rows(run: "Summary") -> Rows:

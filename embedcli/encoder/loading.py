@@ -20,7 +20,7 @@ from embedcli.encoder.forward import full_vectors
 from embedcli.encoder.latent_attention import load_latent_attention
 from embedcli.encoder.model import LoadedModel, errors_of_the_model
 from embedcli.encoder.packing import Groups, Packing, find_packing, packed_states
-from embedcli.encoder.tokenizer import Tokenizer
+from embedcli.encoder.tokenizer import Tokenizer, is_failure
 from embedcli.errors import ConfigurationError
 from embedcli.models.contents import SIGNS_OF_A_TOKENIZER
 from embedcli.models.layout import Module
@@ -330,8 +330,8 @@ def load_tokenizer(spec: ModelSpec) -> Tokenizer:
         )
         is_fast = tokenizer.is_fast
         pad_id, side = tokenizer.pad_token_id, tokenizer.padding_side
-    except BaseException as error:  # whatever comes to their mind; panics are no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:  # at odd folders libraries raise whatever comes to their mind
+        if not is_failure(error):
             raise
         raise _unloadable(spec, error) from None
     if not is_fast:

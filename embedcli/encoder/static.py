@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as RawTokenizer
 
 from embedcli.config import RunOptions
 from embedcli.encoder.api import Encoded, OnBatch
-from embedcli.encoder.tokenizer import Tokenizer, Tokens
+from embedcli.encoder.tokenizer import Tokenizer, Tokens, is_failure
 from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
 from embedcli.models.weights import SINGLE
@@ -55,8 +55,8 @@ def _load_tokenizer(spec: ModelSpec) -> Tokenizer:
         return Tokenizer(RawTokenizer.from_file(str(path)), spec)
     except ConfigurationError:
         raise
-    except BaseException as error:  # the library's own have no class, its panics are no Exception
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    except BaseException as error:  # the library's own have no class
+        if not is_failure(error):
             raise
         raise ConfigurationError(f"{path}: not a readable tokenizer: {error}") from None
 

@@ -113,8 +113,7 @@ class Tokenizer:
         except ConfigurationError:
             raise
         except BaseException as error:
-            # The library raises bare exceptions, and its panics are no Exception.
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not is_failure(error):
                 raise
             reason = " ".join(str(error).split())[:300]
             raise ConfigurationError(f"{self._id}: its tokenizer fails: {reason}") from None
@@ -229,6 +228,11 @@ def _without_start(
             f"the template's start alone has {begin} tokens, more than --max-length allows"
         )
     return ids[:begin] + ids[len(ids) - (count - begin) :]
+
+
+def is_failure(error: BaseException) -> bool:
+    """Tell whether an error is one of the tokenizers' library: its panics are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _ranges(starts: npt.NDArray[np.int64], lengths: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -38,7 +38,7 @@ def truncation_side(pipeline: Pipeline) -> Literal["left", "right"]:
 
 
 def _json_truncation(folder: Path) -> Mapping[str, Any]:
-    """Return what tokenizer.json says of truncation, without reading its vocabulary twice."""
+    """Return what tokenizer.json says of truncation, without parsing its vocabulary."""
     try:
         content = (folder / "tokenizer.json").read_bytes()
     except OSError:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from embedcli import launch
-from embedcli.config import STDOUT
+from embedcli.config import NAMED_FILES, STDOUT
 from embedcli.errors import ConfigurationError, DataError, UsageError
 from embedcli.run import dispatch
-from embedcli.run.job import NAMED_FILES, Counts, Job, ProgressListener, Summary, timed
+from embedcli.run.job import Counts, Job, ProgressListener, Summary, timed
 from embedcli.run.places import check_places
 from embedcli.run.planning import make_plan
 from embedcli.run.preview import Preview, make_preview

@@ -145,10 +145,6 @@ class Counts:
         )
 
 
-# A summary names so many files and rejected rows, and counts the others.
-NAMED_FILES = 10
-
-
 @dataclass
 class Summary:
     """What a run did, for the console and `--report`. Times are in seconds, summed over the workers.

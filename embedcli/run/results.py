@@ -7,10 +7,10 @@ from typing import BinaryIO
 import numpy as np
 
 from embedcli import sources
-from embedcli.config import STDOUT, Limit
+from embedcli.config import NAMED_FILES, STDOUT, Limit
 from embedcli.errors import DataError
 from embedcli.records import Reject
-from embedcli.run.job import NAMED_FILES, ProgressListener, Summary
+from embedcli.run.job import ProgressListener, Summary
 from embedcli.run.planning import RunPlan, updates_output
 from embedcli.run.unit import UnitResult, UnitState
 from embedcli.store import parts, publish, reuse, stream_writers

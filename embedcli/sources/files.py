@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -48,11 +49,10 @@ _REFUSED = {
 class FoundFiles:
     """The files that the inputs' names stand for, in order.
 
-    expanded: a folder or a pattern became files; left_out: what in them embedcli wrote itself.
+    left_out: what embedcli wrote itself, in folders and among what patterns match.
     """
 
     names: list[str]
-    expanded: bool = False
     left_out: list[str] = field(default_factory=list)
 
 
@@ -73,7 +73,7 @@ def find(paths: Sequence[str], is_output: Callable[[str], bool] = lambda path: F
         if key in seen:
             raise DataError(f"{seen[key]} and {name} are the same file", "name each input once")
         seen[key] = name
-    return FoundFiles(names, expanded=names != list(paths), left_out=left_out)
+    return FoundFiles(names, left_out)
 
 
 def _expand(path: str, is_output: Callable[[str], bool], left_out: list[str]) -> list[str]:
@@ -178,8 +178,7 @@ def _copy(name: str, spool: Path, limit: int | None) -> str:
     if name == STDIN and sys.stdin is None:
         raise InputMissingError("<stdin>: standard input is closed")
     with open(sys.stdin.fileno() if name == STDIN else name, "rb", closefd=name != STDIN) as stream:
-        blocks = iter(lambda: stream.read(_BLOCK), b"")
-        return _write(_bounded(blocks, name, limit), str(spool))
+        return _write(_blocks(stream.read, partial(_check_size, name, limit=limit)), str(spool))
 
 
 def _write(blocks: Iterable[bytes], path: str) -> str:
@@ -189,25 +188,20 @@ def _write(blocks: Iterable[bytes], path: str) -> str:
     return path
 
 
-def _bounded(blocks: Iterable[bytes], name: str, limit: int | None) -> Iterator[bytes]:
-    """Pass on blocks of at most `limit` bytes. Raises DataError."""
-    total = 0
-    for block in blocks:
-        total += len(block)
-        _check_size(name, total, limit)
-        yield block
+def _check_ratio(name: str, size: int, compressed: int) -> None:
+    if size > max(_FREE_BYTES, _MAX_RATIO * compressed):
+        raise DataError(
+            f"{name}: {compressed:,} bytes hold more than {_MAX_RATIO} times as many",
+            "if that is right, decompress the file first",
+        )
 
 
-def _limited(blocks: Iterable[bytes], name: str, compressed: int) -> Iterator[bytes]:
-    """Pass on what a compressed file of so many bytes holds. Raises DataError where it is a bomb."""
+def _blocks(read: Callable[[int], bytes], check: Callable[[int], None]) -> Iterator[bytes]:
+    """Yield what `read` gives until it ends; `check` sees the bytes so far before each block."""
     total = 0
-    for block in blocks:
+    while block := read(_BLOCK):
         total += len(block)
-        if total > max(_FREE_BYTES, _MAX_RATIO * compressed):
-            raise DataError(
-                f"{name}: {compressed:,} bytes hold more than {_MAX_RATIO} times as many",
-                "if that is right, decompress the file first",
-            )
+        check(total)
         yield block
 
 
@@ -247,9 +241,13 @@ def _decompress(
                 if kind == "gzip"
                 else pa.CompressedInputStream(stream, "zstd")
             )
-            blocks = iter(lambda: source.read(_BLOCK), b"")
-            blocks = _bounded(blocks, name, limit)
-            _write(_limited(blocks, name, os.fstat(stream.fileno()).st_size), target)
+            compressed = os.fstat(stream.fileno()).st_size
+
+            def check(size: int) -> None:
+                _check_size(name, size, limit)
+                _check_ratio(name, size, compressed)
+
+            _write(_blocks(source.read, check), target)
             if identity_of(os.fstat(stream.fileno())) != identity:
                 raise changed(InputFile(name, path, kind, "line"), "while it was decompressed")
             return target

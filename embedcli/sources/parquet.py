@@ -15,7 +15,7 @@ from embedcli.errors import DataError
 from embedcli.files import open_parquet, unreadable_parquet
 from embedcli.records import Corpus, InputFile, Records, Unit
 from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
-from embedcli.sources.parquet_sizes import measure
+from embedcli.sources.parquet_sizes import is_inside, measure
 from embedcli.sources.sizes import row_ranges
 from embedcli.sources.tables import (
     carried_schema,
@@ -51,7 +51,8 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
             schema = file_schema
             columns = columns_to_read(schema, options)
             _read_first_row(file, opened, columns)
-            sizes = measure(file, stream.fileno(), columns, options.text_column)
+            path = path_of(stream.fileno(), file)
+            sizes = measure(file, path, opened, columns, options.text_column)
             for start, stop in row_ranges(sizes, unit_bytes):
                 units.append(Unit(index, start, stop, start + 1, stop - start))
             planned.append(replace(file, digest=_digest(stream.fileno(), opened.metadata, columns)))
@@ -94,9 +95,7 @@ def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[
     lengths.
     """
     paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    is_read = [
-        any(path == name or path.startswith(f"{name}.") for name in columns) for path in paths
-    ]
+    is_read = [is_inside(path, columns) for path in paths]
     for group in range(metadata.num_row_groups):
         for index in itertools.compress(range(metadata.num_columns), is_read):
             chunk = metadata.row_group(group).column(index)

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from embedcli.files import open_parquet, unreadable_parquet
 from embedcli.records import InputFile
-from embedcli.sources.identity import path_of
 from embedcli.sources.sizes import MAX_WIDTH
 
 # Rows may take this many times what the footer states, or this many bytes, before they are measured.
@@ -23,35 +22,35 @@ _FEW_ROWS = 64
 
 
 def measure(
-    file: InputFile, descriptor: int, columns: Sequence[str], text_column: str
+    file: InputFile, path: str, opened: pq.ParquetFile, columns: Sequence[str], text_column: str
 ) -> Iterator[tuple[int, float]]:
     """Yield rows and the bytes that count towards a unit, a row, for row groups or parts of them.
 
-    What counts is the text, or all columns divided by `MAX_WIDTH`. Raises DataError where rows
-    that have to be decoded can't be.
+    `path` leads to what is opened. What counts is the text, or all columns divided by `MAX_WIDTH`.
+    Raises DataError where rows that have to be decoded can't be.
     """
-    path = path_of(descriptor, file)
-    with open_parquet(path, file.name) as opened:
-        metadata = opened.metadata
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            rows, stated = group.num_rows, group.total_byte_size
-            chunks = [group.column(column) for column in range(group.num_columns)]
-            text_bytes = sum(
-                chunk.total_uncompressed_size
-                for chunk in chunks
-                if chunk.path_in_schema == text_column
-            )
-            shared = [chunk for chunk in chunks if _is_read(chunk, columns) and _is_shared(chunk)]
-            batch_rows = _batch_rows(path, file, index, shared, max(stated, 1)) if shared else None
-            if batch_rows is None:
-                yield rows, max(text_bytes, stated / MAX_WIDTH) / max(1, rows)
-            else:
-                yield from _decode(file, opened, index, batch_rows, columns, text_column)
+    metadata = opened.metadata
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        rows, stated = group.num_rows, group.total_byte_size
+        chunks = [group.column(column) for column in range(group.num_columns)]
+        text_bytes = sum(
+            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column
+        )
+        shared = [
+            chunk
+            for chunk in chunks
+            if is_inside(chunk.path_in_schema, columns) and _is_shared(chunk)
+        ]
+        batch_rows = _batch_rows(path, file, index, shared, max(stated, 1)) if shared else None
+        if batch_rows is None:
+            yield rows, max(text_bytes, stated / MAX_WIDTH) / max(1, rows)
+        else:
+            yield from _decode(file, opened, index, batch_rows, columns, text_column)
 
 
-def _is_read(chunk: pq.ColumnChunkMetaData, columns: Sequence[str]) -> bool:
-    path = chunk.path_in_schema
+def is_inside(path: str, columns: Sequence[str]) -> bool:
+    """Tell whether the path of a leaf is one of the columns, or leads into one."""
     return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 

@@ -10,7 +10,7 @@ run needs.
         attempts/      per unit, how often it was begun and not finished
         publishing     the digest of an output that was about to be published
         former/        the output before it, where directories can't be exchanged
-        owner          who writes it (see lease)
+        owner-*        who writes it, or wants to (see lease)
         run-<token>/   of one run: spooled inputs, unfinished parts, claims
 
 Nothing half-made is ever visible: files are written in the run's directory, checked, and renamed.
@@ -179,33 +179,25 @@ def open_staging(
     it can't be created or isn't ours.
     """
     name = place_of(output)
-    try:
-        lock = _lock(name, output)
-    except Interrupted:
-        _remove_unused(name)
-        raise
-    try:
-        with _held(name, lock) as (path, handle), lease.held(path, output, token):
-            stage = Staging(path, output, token, name=name, handle=handle)
-            try:
-                _prepare(stage, fresh)
-                yield stage
-            except BaseException as error:
-                keep = True
-                name_places(error, stage)
-                raise
-            finally:
-                if keep and stage.is_worth_keeping:
-                    shutil.rmtree(stage.run, ignore_errors=True)
-                else:
-                    with contextlib.suppress(OSError):
-                        _remove_all(path, name)
-    except Interrupted:
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        _remove_unused(name)
-        raise
-    finally:
-        os.close(lock)
+    with (
+        _removed_if_unused(name),
+        _locked(name, output) as (path, handle),
+        lease.held(path, output, token),
+    ):
+        stage = Staging(path, output, token, name=name, handle=handle)
+        try:
+            _prepare(stage, fresh)
+            yield stage
+        except BaseException as error:
+            keep = True
+            name_places(error, stage)
+            raise
+        finally:
+            if keep and stage.is_worth_keeping:
+                shutil.rmtree(stage.run, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):
+                    _remove_all(path, name)
 
 
 @contextlib.contextmanager
@@ -299,6 +291,17 @@ def _put_back(former: Path, output: Path) -> None:
     """Put an output back that a run was killed about to replace, between its two renames."""
     if former.is_dir() and not output.exists():
         rename(former, output)
+
+
+@contextlib.contextmanager
+def _locked(name: Path, output: Path) -> Iterator[tuple[Path, int]]:
+    """Hold the lock of a staging directory; give a path that leads to it, and a descriptor."""
+    lock = _lock(name, output)
+    try:
+        with _held(name, lock) as held:
+            yield held
+    finally:
+        os.close(lock)
 
 
 def _lock(path: Path, output: Path) -> int:
@@ -412,16 +415,12 @@ def remove_leftovers(path: Path) -> tuple[int, int]:
     Raises LockedError where a run holds it, AccessError where it belongs to another user,
     OutputError where embedcli did not make it.
     """
-    lock = _lock(path, path)
-    try:
-        with _held(path, lock) as (held, handle):
-            stage = Staging(held, None, "", handle=handle)
-            _put_back(stage.former, output_of(path))
-            finished = stage.finished
-            size = sum(file.lstat().st_size for file in held.rglob("*") if not file.is_dir())
-            _remove_all(held, path)
-    finally:
-        os.close(lock)
+    with _locked(path, path) as (held, handle):
+        stage = Staging(held, None, "", handle=handle)
+        _put_back(stage.former, output_of(path))
+        finished = stage.finished
+        size = sum(file.lstat().st_size for file in held.rglob("*") if not file.is_dir())
+        _remove_all(held, path)
     return finished, size
 
 
@@ -434,6 +433,16 @@ def _remove_all(path: Path, name: Path) -> None:
     for entry in sorted(os.listdir(path), key=lambda name: (lease.is_ours(name), name == MARKER)):
         _remove(path / entry)
     os.rmdir(name)
+
+
+@contextlib.contextmanager
+def _removed_if_unused(name: Path) -> Iterator[None]:
+    """Remove a staging directory where the block is interrupted before there is anything in it."""
+    try:
+        yield
+    except Interrupted:
+        _remove_unused(name)
+        raise
 
 
 def _remove_unused(name: Path) -> None:
