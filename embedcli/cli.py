@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import embedcli
-from embedcli import console, signals
+from embedcli import console, processes, signals
 from embedcli.commands import VERBS, Verb, help  # noqa: A004 - what --help shows
 from embedcli.errors import Interrupted, ending_of, from_os_error
 
@@ -56,6 +56,7 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
     @functools.wraps(verb)
     def run(*args: object, **options: object) -> NoReturn:
         signals.watch()
+        processes.prepare()
         try:
             code = verb(*args, **options)
         except (Exception, Interrupted) as error:

@@ -6,11 +6,9 @@ whoever works takes units by claims in a shared folder (store/claims.py).
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from pathlib import Path
 
 from embedcli.config import RunOptions
 from embedcli.errors import ConfigurationError, DeviceError, UsageError
-
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -174,14 +170,3 @@ def _visible(number: int) -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
-
-
-def die_with_parent(parent: int) -> None:
-    """End this process when its parent ends, however that ends (Linux, prctl).
-
-    Ctrl-C is the parent's business.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it had ended before we asked
-        os._exit(1)

@@ -4,7 +4,10 @@ rejected rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from embedcli.config import OnError
 from embedcli.errors import DataError, RowFault
@@ -14,12 +17,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """A fixed slice of one input file, cut by the input alone.
+class Segment:
+    """Rows of one input file that follow one another.
 
-    `start` and `stop` are byte offsets (JSONL) or row numbers from 0 (Parquet); `first` is the
-    number of the first line or row as people count, from 1; `rows` counts good and bad records.
-    `digest` is that of the slice's bytes (JSONL; for Parquet the file has one).
+    `start` and `stop` are byte offsets (JSONL) or row numbers from 0 (Parquet, Arrow); `first` is
+    the number of the first line or row as people count, from 1; `rows` counts good and bad records.
     """
 
     file: int
@@ -27,7 +29,23 @@ class Unit:
     stop: int
     first: int
     rows: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What is read, encoded and written at once: segments that follow one another, of one file or
+    of several small ones. Cut by the input's content alone.
+
+    `digest` is that of the rows' bytes (JSONL; other files have one of their own).
+    """
+
+    segments: tuple[Segment, ...]
     digest: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows, good and bad."""
+        return sum(segment.rows for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -60,19 +78,59 @@ def stop_at_first(rejects: Sequence[Reject], on_error: OnError) -> None:
         raise rejects[0].as_error()
 
 
+class Place(NamedTuple):
+    """Where a row stands: its file, by number, and its line or row, from 1."""
+
+    file: int
+    number: int
+
+
+@dataclass(frozen=True)
+class Places(Sequence[Place]):
+    """Where rows stand, in arrays: files int32 [n], numbers int64 [n]."""
+
+    files: npt.NDArray[np.int32]
+    numbers: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, file: int, numbers: Sequence[int]) -> "Places":
+        """Return the places of rows of one file."""
+        return cls(np.full(len(numbers), file, np.int32), np.asarray(numbers, np.int64))
+
+    @classmethod
+    def join(cls, places: Sequence["Places"]) -> "Places":
+        """Return all places of several, in order."""
+        return cls(
+            np.concatenate([part.files for part in places]),
+            np.concatenate([part.numbers for part in places]),
+        )
+
+    def select(self, rows: Sequence[int] | npt.NDArray[np.intp]) -> "Places":
+        """Return the places of some rows."""
+        return Places(self.files[rows], self.numbers[rows])
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: Any) -> Any:
+        return Place(int(self.files[row]), int(self.numbers[row]))
+
+
 @dataclass(frozen=True)
 class Records:
     """The good rows of a unit, in the input's order, and the bad ones.
 
     `table` holds the carried columns, `fields` the columns that the template names; `places` gives
-    each row's line or row number.
+    the file, by its number in the corpus, and the line or row of each. `digests` are those of the
+    lines that were read, 8 bytes each.
     """
 
     table: "pa.Table"
     texts: list[str]
     fields: dict[str, list[object]]
-    places: list[int]
+    places: Places
     rejects: list[Reject] = field(default_factory=list)
+    digests: bytes = b""
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def workers_of(process):
 
 
 def parts_of(output):
-    return list((staging_of(output) / "output").glob("part-*"))
+    return list((staging_of(output) / "parts").glob("part-*"))
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -77,7 +77,7 @@ def test_a_duplicate_key_is_found_in_linear_time():
     keys = ", ".join(f'"k{i}": 1' for i in range(300_000))
     content = f'{{{keys}, "k299999": 2}}\n'.encode()
     with pytest.raises(BadRowError, match="k299999"):
-        parse(Line(1, 0, len(content), content), 2**26)
+        parse(Line(1, 0, len(content), content, b""), 2**26)
 
 
 def test_rows_with_a_column_each_are_refused_before_they_are_counted(cli, tmp_path):

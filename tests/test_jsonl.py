@@ -12,13 +12,14 @@ from embedcli import sources
 from embedcli.config import InputOptions
 from embedcli.errors import InputChangedError
 from embedcli.records import InputFile
-from embedcli.sources import jsonl, sizes
+from embedcli.sources import json_rows, jsonl
+from embedcli.sources.cuts import FINE, Grain
 
 OPTIONS = InputOptions(on_error="reject")
 
 
-def read_all(path, options=OPTIONS, unit_bytes=2**20):
-    corpus = jsonl.plan([InputFile(str(path), str(path), "jsonl", "line")], options, unit_bytes)
+def read_all(path, options=OPTIONS, grain=FINE):
+    corpus = jsonl.plan([InputFile(str(path), str(path), "jsonl", "line")], options, grain)
     read = sources.reader(corpus, options)
     return corpus, [read(unit) for unit in corpus.units]
 
@@ -34,45 +35,90 @@ def test_units_cover_the_file_whatever_its_line_ends(tmp_path_factory, lines, un
     path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
     content = "".join(json.dumps(row, ensure_ascii=False) + end for row, end in lines)
     path.write_bytes((content if ends else content.rstrip("\n\r ")).encode())
-    corpus, units = read_all(path, unit_bytes=unit_bytes)
+    corpus, units = read_all(path, grain=Grain(rows=8, bytes=unit_bytes))
     assert [text for unit in units for text in unit.texts] == [row["text"] for row, _ in lines]
     assert corpus.rows == len(lines)
-    assert [unit.start for unit in corpus.units[1:]] == [unit.stop for unit in corpus.units[:-1]]
+    segments = [segment for unit in corpus.units for segment in unit.segments]
+    assert [segment.start for segment in segments[1:]] == [
+        segment.stop for segment in segments[:-1]
+    ]
     numbers = [
         number for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()
     ]
-    assert [place for unit in units for place in unit.places] == numbers
+    assert [place.number for unit in units for place in unit.places] == numbers
 
 
-def test_appending_rows_keeps_the_earlier_cuts(tmp_path):
-    path = tmp_path / "a.jsonl"
-    lines = [json.dumps({"text": "word " * 20}) + "\n" for _ in range(100)]
-    path.write_text("".join(lines[:60]))
-    before, _ = read_all(path, unit_bytes=1000)
-    path.write_text("".join(lines))
-    after, _ = read_all(path, unit_bytes=1000)
-    assert after.units[: len(before.units) - 1] == before.units[:-1]
+@given(st.lists(st.tuples(rows, breaks), max_size=60), st.integers(1, 90))
+def test_in_what_ranges_a_file_is_planned_plays_no_part(tmp_path_factory, lines, size):
+    path = tmp_path_factory.mktemp("jsonl") / "a.jsonl"
+    path.write_bytes("".join(json.dumps(row) + end for row, end in lines).encode())
+    grain = Grain(rows=8, bytes=300)
+    whole, _ = read_all(path, grain=grain)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "_RANGE_BYTES", size)
+        patch.setattr(jsonl, "_BATCH_BYTES", max(1, size // 3))
+        parts, _ = read_all(path, grain=grain)
+    assert rows_of(parts) == rows_of(whole)
+    assert parts.schema.names == whole.schema.names
 
 
-def test_a_unit_has_at_most_so_many_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "MAX_UNIT_ROWS", 7)
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "x"}\n' * 30)
-    corpus, _ = read_all(path)
-    assert [unit.rows for unit in corpus.units] == [7, 7, 7, 7, 2]
-    assert [unit.first for unit in corpus.units] == [1, 8, 15, 22, 29]
+def rows_of(corpus):
+    """The rows of each unit, blank lines at its ends aside."""
+    return [unit.rows for unit in corpus.units if unit.rows]
 
 
-def test_the_size_of_a_unit_follows_from_the_input_alone():
-    assert sizes.unit_bytes(0) == sizes.MIN_UNIT_BYTES
-    assert sizes.unit_bytes(100 * 2**20) == 4 * 2**20
-    assert sizes.unit_bytes(10**12) == sizes.MAX_UNIT_BYTES
+def test_small_files_share_units(tmp_path):
+    files = []
+    for number in range(50):
+        path = tmp_path / f"{number:02d}.jsonl"
+        path.write_text("".join(f'{{"text": "row {number} {i}"}}\n' for i in range(20)))
+        files.append(InputFile(path.name, str(path), "jsonl", "line"))
+    corpus = jsonl.plan(files, OPTIONS, FINE)
+    assert len(corpus.units) == 1
+    assert len(corpus.units[0].segments) == 50
+    records = sources.reader(corpus, OPTIONS)(corpus.units[0])
+    assert records.texts == [f"row {number} {i}" for number in range(50) for i in range(20)]
+    assert [(place.file, place.number) for place in records.places] == [
+        (number, line) for number in range(50) for line in range(1, 21)
+    ]
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), values), st.booleans(), st.data())
+def test_the_fast_parser_takes_nothing_that_the_strict_one_does_not(row, escaped, data):
+    content = bytearray(json.dumps(row, ensure_ascii=escaped, allow_nan=False).encode())
+    for _ in range(data.draw(st.integers(0, 2))):
+        place = data.draw(st.integers(0, len(content)))
+        junk = data.draw(
+            st.sampled_from([b"", b'"', b"\\", b"{", b'"a":1,', b"1", b"\xff", b"\\u"])
+        )
+        content[place : place + data.draw(st.integers(0, 2))] = junk
+    line = json_rows.Line(1, 0, len(content), bytes(content), b"")
+    fast = json_rows.parse_all([bytes(content)], bytes(content))
+    if fast is not None:
+        strict = json_rows._parse_strictly(line, bytes(content))
+        assert repr(fast[0]) == repr(strict)
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": {"b": "", "b": ""}}', '[{"a": 1}]'])
+def test_what_only_the_strict_parser_can_refuse(text):
+    assert json_rows.parse_all([text.encode()], text.encode()) is None
 
 
 def test_a_file_that_changes_during_the_run_is_noticed(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "x"}\n{"text": "y"}\n')
-    corpus = jsonl.plan([InputFile("a", str(path), "jsonl", "line")], OPTIONS, 2**20)
+    corpus = jsonl.plan([InputFile("a", str(path), "jsonl", "line")], OPTIONS, FINE)
     path.write_text('{"text": "x"}\n')
     with pytest.raises(InputChangedError, match="a: was changed while the run read it"):
         sources.reader(corpus, OPTIONS)(corpus.units[0])

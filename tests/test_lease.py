@@ -17,7 +17,7 @@ from embedcli.store import lease
 def owner_here(pid=None):
     pid = os.getpid() if pid is None else pid
     return lease.Owner(
-        lease.socket.gethostname(), lease._boot(), pid, lease._started(pid), "now", "other"
+        lease.socket.gethostname(), lease.boot(), pid, lease._started(pid), "now", "other"
     )
 
 
@@ -72,7 +72,7 @@ def test_a_writer_on_another_machine_lives_while_its_file_changes(tmp_path, monk
     thread.start()
     try:
         with pytest.raises(LockedError, match="on elsewhere"):
-            lease._take(tmp_path, tmp_path / "o", "mine")
+            lease._take(tmp_path / "owner-2", tmp_path / "o", "mine")
     finally:
         ended.set()
         thread.join()
@@ -88,14 +88,16 @@ def test_of_many_that_come_at_once_one_wins(tmp_path, dead):
 
         def take(number, turn=turn, winners=winners):
             with contextlib.suppress(LockedError):
-                winners.append((number, lease._take(tmp_path, tmp_path / "o", f"{turn}-{number}")))
+                lease._take(tmp_path / f"owner-9{number}", tmp_path / "o", f"{turn}-{number}")
+                winners.append(number)
 
         threads = [threading.Thread(target=take, args=(number,)) for number in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        [(number, mine)] = winners
+        [number] = winners
+        mine = tmp_path / f"owner-9{number}"
         assert lease.read(tmp_path).token == f"{turn}-{number}"
         assert sorted(tmp_path.iterdir()) == [mine, lease._held_by(mine)]
         lease._withdraw(mine)

@@ -13,15 +13,16 @@ from embedcli import sources
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import InputFile
-from embedcli.sources import parquet, parquet_sizes
+from embedcli.sources import parquet
+from embedcli.sources.cuts import FINE, Grain
 
 
-def plan(path, options, unit_bytes=2**20):
-    return parquet.plan([InputFile(str(path), str(path), "parquet", "row")], options, unit_bytes)
+def plan(path, options, grain=FINE):
+    return parquet.plan([InputFile(str(path), str(path), "parquet", "row")], options, grain)
 
 
-def read_all(path, options=InputOptions(), unit_bytes=2**20):  # noqa: B008 - frozen
-    corpus = plan(path, options, unit_bytes)
+def read_all(path, options=InputOptions(), grain=FINE):  # noqa: B008 - frozen
+    corpus = plan(path, options, grain)
     read = sources.reader(corpus, options)
     return corpus, [read(unit) for unit in corpus.units]
 
@@ -34,21 +35,26 @@ def test_units_cover_the_file_whatever_its_row_groups(tmp_path_factory, texts, g
         {"text": pa.array(texts, pa.string()), "n": pa.array(range(len(texts)), pa.int32())}
     )
     pq.write_table(table, path, row_group_size=group)
-    corpus, units = read_all(path, unit_bytes=unit_bytes)
+    corpus, units = read_all(path, grain=Grain(rows=16, bytes=unit_bytes))
     assert [text for unit in units for text in unit.texts] == texts
     assert [n for unit in units for n in unit.table["n"].to_pylist()] == list(range(len(texts)))
-    assert [place for unit in units for place in unit.places] == list(range(1, len(texts) + 1))
-    assert [unit.start for unit in corpus.units[1:]] == [unit.stop for unit in corpus.units[:-1]]
+    places = [place.number for unit in units for place in unit.places]
+    assert places == list(range(1, len(texts) + 1))
+    segments = [segment for unit in corpus.units for segment in unit.segments]
+    assert [segment.start for segment in segments[1:]] == [
+        segment.stop for segment in segments[:-1]
+    ]
 
 
 def test_units_can_be_read_in_any_order(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"text {i}" for i in range(1000)]}), path, row_group_size=300)
-    corpus = plan(path, InputOptions(), 500)
+    corpus = plan(path, InputOptions(), Grain(rows=50, bytes=500))
     assert len(corpus.units) > 10
     read = sources.reader(corpus, InputOptions())
     for unit in [*corpus.units[::-1], *corpus.units[3:9:2]]:
-        assert read(unit).texts == [f"text {i}" for i in range(unit.start, unit.stop)]
+        (segment,) = unit.segments
+        assert read(unit).texts == [f"text {i}" for i in range(segment.start, segment.stop)]
 
 
 KINDS = {
@@ -140,20 +146,27 @@ def test_rows_that_are_stored_once_are_sized_by_what_they_decode_to(tmp_path):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(pa.table(columns), path, **options)
         assert path.stat().st_size < 2**19
-        corpus = plan(path, InputOptions(), unit_bytes=2**20)
-        # 40 MB of texts in units of 1 MiB; of a carried column, eight times as much.
-        least = 5 if "c" in columns else 38
+        corpus = plan(path, InputOptions())
+        # 40 MB of texts in units of 2 MiB at most; of a carried column, eight times as much.
+        least = 2 if "c" in columns else 19
         assert len(corpus.units) >= least, name
-        read = parquet.open_reader()
-        rows = [read(corpus, unit, InputOptions()) for unit in corpus.units]
+        read = sources.reader(corpus, InputOptions(on_error="reject"))
+        rows = [read(unit) for unit in corpus.units]
         assert sum(len(records.texts) for records in rows) >= 1000, name
 
 
 def test_ordinary_dictionaries_are_sized_by_the_footer(tmp_path, monkeypatch):
     path = tmp_path / "c.parquet"
     pq.write_table(pa.table({"text": [f"text {i} {'x' * 300}" for i in range(80_000)]}), path)
-    monkeypatch.setattr(parquet_sizes, "_decode", None)
+    decoded = []
+    real = parquet.decoding_of
+    monkeypatch.setattr(
+        parquet, "decoding_of", lambda *args: decoded.append(real(*args)) or decoded[-1]
+    )
     assert len(plan(path, InputOptions()).units) > 1
+    assert [(list(decoding.columns), decoding.row_bytes > 0) for decoding in decoded] == [
+        (["text"], True)
+    ] * len(decoded)
 
 
 @pytest.mark.parametrize("name", ["other", "inner"])

@@ -78,7 +78,7 @@ def test_damage_of_what_a_run_was_about_to_publish_is_done_again(cli, kill, tmp_
     place, kept = staging_of(tmp_path / "out"), tmp_path / "kept"
     place.rename(kept)
     names = sorted(path.relative_to(kept) for path in kept.rglob("*") if path.is_file())
-    assert {name.parts[0] for name in names} >= {"output", "publishing", "signature"}
+    assert {name.parts[0] for name in names} >= {"parts", "publishing", "signature"}
     for seed in range(300 if full else 16):
         shutil.copytree(kept, place)
         victim = names[seed % len(names)]
@@ -100,7 +100,7 @@ def test_leftovers_of_a_run_that_had_published_are_no_unfinished_work(cli, kill,
     assert encode(cli, corpus, output)[0].code == 0
     with kill("after"):
         encode(cli, corpus, output, "--max-length", "7", "--overwrite")
-    assert (staging_of(output.rstrip("/")) / "output").exists()
+    assert (staging_of(output.rstrip("/")) / "parts").exists()
     ran, report = encode(cli, corpus, output, "--max-length", "7", "--update")
     assert ran.code == 0, ran.err  # the former output's parts, exchanged, are of another recipe
     assert report["counts"]["reused"] == 300

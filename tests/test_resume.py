@@ -118,7 +118,7 @@ def test_finished_work_is_reused_where_rows_were_added_and_moved(cli, corpus, in
     output = tmp_path / "out.parquet"
     interrupt(corpus, output, 3)
     finished = sum(
-        pq.read_metadata(part).num_rows for part in (staging_of(output) / "output").iterdir()
+        pq.read_metadata(part).num_rows for part in (staging_of(output) / "parts").iterdir()
     )
     lines = corpus.read_text().splitlines(keepends=True)
     random.Random(0).shuffle(lines)
@@ -186,13 +186,13 @@ def test_another_recipe_is_refused_with_both_values(
 ):
     output = tmp_path / "out.parquet"
     interrupt(corpus, output)
-    parts = {path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()}
+    parts = {path.name: path.read_bytes() for path in (staging_of(output) / "parts").iterdir()}
     ran, _ = encode(cli, corpus, output, option, *([value] if value else []))
     assert ran.code == 78
     assert said in ran.err
     assert "--fresh" in ran.err
     assert {
-        path.name: path.read_bytes() for path in (staging_of(output) / "output").iterdir()
+        path.name: path.read_bytes() for path in (staging_of(output) / "parts").iterdir()
     } == parts
     assert not output.exists()
 
@@ -292,7 +292,7 @@ def test_damage_of_any_file_in_staging_is_done_again(kind, cli, interrupt, fail_
     (place / "attempts" / "000003").write_text("xx")
     place.rename(kept)
     names = [path.relative_to(kept) for path in files_below(kept)]
-    assert {name.parts[0] for name in names} >= {"output", "earlier", "attempts", "signature"}
+    assert {name.parts[0] for name in names} >= {"parts", "earlier", "attempts", "signature"}
     for seed in range(300 if full else 16):
         shutil.copytree(kept, place)
         victim = names[seed % len(names)]
@@ -376,7 +376,7 @@ def test_clean_leaves_a_run_at_work_alone(cli, tmp_path):
 def test_clean_leaves_a_run_of_another_process_alone(cli, tmp_path):
     corpus, output = write_corpus(tmp_path / "c.jsonl", 60_000), tmp_path / "out"
     process = start_encode(corpus, output)
-    wait_for(lambda: list(staging_of(output).glob("output/part-*")))
+    wait_for(lambda: list(staging_of(output).glob("parts/part-*")))
     refused = [cli("clean", name).code for name in (output, tmp_path)]
     _, err = process.communicate()
     assert (process.returncode, refused) == (0, [75, 75]), err
@@ -399,7 +399,7 @@ def test_a_published_but_not_removed_staging_does_no_harm(
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(cli, corpus, interrupt, tmp_path):
     output = tmp_path / "out.parquet"
     interrupt(corpus, output)
-    before = {path: path.stat().st_mtime_ns for path in (staging_of(output) / "output").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in (staging_of(output) / "parts").iterdir()}
     report = tmp_path / "r.json"
     ran = cli("encode", corpus, *HASH, "-o", output, "--dry-run", "--report", report)
     found = json.loads(report.read_text())
@@ -413,7 +413,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(cli, corpus, interru
     assert found["tokens"] == 17 * found["to_embed"]
     assert found["needed_bytes"] > 64 * 4 * 12_000
     assert {
-        path: path.stat().st_mtime_ns for path in (staging_of(output) / "output").iterdir()
+        path: path.stat().st_mtime_ns for path in (staging_of(output) / "parts").iterdir()
     } == before
     assert not output.exists()
 

@@ -175,7 +175,7 @@ def read_pairs(path: str, first_column: str, second_column: str) -> tuple[list[s
         ):
             if not isinstance(partner, str):
                 raise DataError(
-                    f"{path}:{place}: column {second_column!r} holds no text",
+                    f"{path}:{place.number}: column {second_column!r} holds no text",
                     f"--pairs {first_column},{second_column}",
                 )
             texts.append(text)

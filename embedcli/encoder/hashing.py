@@ -65,21 +65,21 @@ class HashEncoder:
         truncated = np.zeros(count, dtype=np.bool_)
         for start in range(0, count, _ROWS_AT_ONCE):
             stop = min(count, start + _ROWS_AT_ONCE)
-            batch = zip(*(column[start:stop] for column in prepared), strict=True)
-            shortened = [self._cut(string, begin, end) for string, begin, end in batch]
-            tokens[start:stop] = [words for _, words, _ in shortened]
-            truncated[start:stop] = [cut for _, _, cut in shortened]
-            vectors[start:stop] = self._vectors([string for string, _, _ in shortened])
+            strings = prepared.strings[start:stop]
+            tokens[start:stop] = self.count_tokens(strings)
+            for row in np.flatnonzero(tokens[start:stop] > self._max_length):
+                begin, end = prepared.starts[start + row], prepared.stops[start + row]
+                cut = self._cut(strings[row], begin, end)
+                strings[row], tokens[start + row], truncated[start + row] = cut
+            vectors[start:stop] = self._vectors(strings)
             on_batch(stop - start, int(tokens[start:stop].sum()))
         return Encoded(vectors, tokens, truncated, padded=int(tokens.sum()))
 
     def _cut(self, string: str, start: int, stop: int) -> tuple[str, int, bool]:
-        """Cut the text of a string so that at most max_length words are left.
+        """Cut the text of a string that has more than max_length words, so that those are left.
 
         Returns the string, its number of words, and whether it was cut.
         """
-        if len(string) < 2 * self._max_length:  # too short to hold more words
-            return string, len(string.split()), False
         words = list(_WORD.finditer(string))
         extra = len(words) - self._max_length
         inside = [word for word in words if start <= word.start() < stop]
@@ -94,5 +94,5 @@ class HashEncoder:
         components = np.frombuffer(digests, dtype="<i2").reshape(len(strings), self._full_dim)
         vectors = components[:, : self._dim].astype(np.float32) + np.float32(0.5)  # never all zero
         if self._normalize:
-            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
         return vectors

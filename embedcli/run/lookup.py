@@ -1,6 +1,7 @@
 """What lies on disk of a unit: all of it as it stands, or vectors of some of its texts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -9,11 +10,16 @@ from typing import Literal
 import numpy as np
 
 from embedcli.errors import DataError, RowFault
+from embedcli.records import Place
 from embedcli.run.planning import RunPlan
 from embedcli.run.unit import UnitState, rejects_of, rows_without, select_records
 from embedcli.store import digest, parts, reuse
+from embedcli.store.parts import EmbeddingColumns
 from embedcli.store.provenance import Made, merge_made
 from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+
+# Of row groups that begin with the same text.
+_MOST_CANDIDATES = 8
 
 
 class Lookup:
@@ -22,10 +28,8 @@ class Lookup:
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
         self._cache = RowGroupCache()
+        self._made_by_path: dict[Path, Sequence[Made]] = {}
         self._resumable = plan.stage.parts_by_unit()
-        self._earlier_of_unit: dict[int, list[RowGroup]] = {}
-        for group in plan.earlier:
-            self._earlier_of_unit.setdefault(parts.unit_of_part(group.path.name), []).append(group)
 
     @cached_property
     def index(self) -> reuse.VectorIndex | None:
@@ -33,12 +37,13 @@ class Lookup:
 
         Built on disk by whoever needs it first.
         """
-        groups = [*self._plan.earlier, *self._plan.previous]
+        groups = self._plan.groups
         if not groups:
             return None
-        if not reuse.has_index(self._plan.stage.run):
-            reuse.build_index(groups, self._plan.stage.run)
-        return reuse.VectorIndex(groups, self._plan.stage.run, self._cache)
+        run = self._plan.stage.run
+        if not reuse.has_index(run):
+            reuse.build_index(groups, run)
+        return reuse.VectorIndex(groups, self._plan.job.spec.dim, run, self._cache)
 
     def fill_in(self, state: UnitState) -> UnitState:
         """Find what can stay as it is, or look every text up.
@@ -58,20 +63,30 @@ class Lookup:
         if own_part is not None and self._keep_own_part(state, own_part):
             state.kept_part = own_part
             return True
-        for group in self._earlier_of_unit.get(state.index, ()):
-            if self._is_whole(group, state):
-                state.kept_part = group.path
-                self._keep(state, group, "resumed")
-                return True
-        number = self._plan.candidates.get(state.index)
-        if number is None:
-            return False
-        group = self._plan.previous[number]
+        return any(self._keep_group(state, number) for number in self._candidates(state))
+
+    def _candidates(self, state: UnitState) -> Sequence[int]:
+        """Return the row groups that begin with the unit's first text, as many as are worth a look.
+
+        The one of the unit's own number comes first: many may begin so where a text is repeated.
+        """
+        if not len(state.hashes):
+            return ()
+        numbers = self._plan.candidates.get(state.hashes[0].tobytes().hex(), ())
+        return sorted(numbers, key=lambda number: abs(number - state.index))[:_MOST_CANDIDATES]
+
+    def _keep_group(self, state: UnitState, number: int) -> bool:
+        """Keep a part of an interrupted run, or a row group of the earlier output, as the unit's."""
+        group = self._plan.groups[number]
+        if number < len(self._plan.earlier):
+            if not self._is_whole(group, state):
+                return False
+            state.kept_part = group.path
+            self._keep(state, group, "resumed")
+            return True
         if not self._cache.holds(group, state.records.table, self._plan.schema, state.hashes):
             return False
-        state.result.previous = number
-        if self._plan.job.output.directory:
-            state.kept_part = group.path
+        state.result.previous = number - len(self._plan.earlier)
         self._keep(state, group, "reused")
         return True
 
@@ -85,10 +100,8 @@ class Lookup:
             groups = VectorFile(str(part)).row_groups()
         except (DataError, OSError, ValueError, KeyError, TypeError):
             return False  # damaged: done again
-        faults = {}
-        for row, place in enumerate(state.records.places):
-            if place in rejected:
-                faults[row] = rejected[place]
+        places = enumerate(state.records.places) if rejected else ()
+        faults = {row: rejected[place] for row, place in places if place in rejected}
         good = rows_without(len(state.hashes), faults)
         # The part holds the other rows: those alone are compared with it.
         good_records = select_records(state.records, good)
@@ -98,19 +111,20 @@ class Lookup:
             return False
         if len(good) and not self._is_whole(group, embedded):
             return False
-        state.result.rejects += rejects_of(
-            self._plan.job, self._plan.corpus, state.index, state.records, faults
-        )
+        state.result.rejects += rejects_of(self._plan.job, self._plan.corpus, state.records, faults)
         self._keep(state, group, "resumed")
         return True
 
-    def _rejected(self, state: UnitState) -> dict[int, RowFault]:
+    def _rejected(self, state: UnitState) -> dict[Place, RowFault]:
         """Read the rows, by place, that an interrupted run's model gave no vector for."""
         path = self._plan.stage.rejected(state.index)
         if not path.exists():
             return {}
         entries = json.loads(path.read_bytes())
-        return {entry["place"]: RowFault(entry["code"], entry["reason"]) for entry in entries}
+        return {
+            Place(entry["file"], entry["number"]): RowFault(entry["code"], entry["reason"])
+            for entry in entries
+        }
 
     def _is_whole(self, group: RowGroup, state: UnitState) -> bool:
         """Tell whether a part in staging holds the unit, with every byte sound."""
@@ -132,16 +146,17 @@ class Lookup:
             tokens, truncated = self._cache.lengths(group)
             counts.tokens = int(tokens.sum())
             counts.truncated = int(truncated.sum())
-            state.result.made = list(self._cache.made(group.path).made)
+            state.result.made = list(self._made(group.path))
         state.missing = state.missing[:0]
         state.is_kept = True
 
     def _look_up(self, state: UnitState) -> None:
         """Find each text's vector by its hash."""
-        if self.index is None or not len(state.first_rows):
+        dim, hashes = self._plan.job.spec.dim, state.hashes[state.first_rows]
+        if self.index is None or not len(hashes):
+            state.columns = EmbeddingColumns.zeros(hashes, dim)
             return
-        dim = self._plan.job.spec.dim
-        state.columns, source = self.index.take(state.hashes[state.first_rows], dim)
+        state.columns, source = self.index.take(hashes, dim)
         state.missing = np.flatnonzero(source < 0)
         # Row groups are numbered from the earlier ones on.
         source_by_row = source[state.text_numbers]
@@ -150,7 +165,11 @@ class Lookup:
         counts.resumed = int(((source_by_row >= 0) & (source_by_row < earlier)).sum())
         counts.reused = int((source_by_row >= earlier).sum())
         paths = {self.index.groups[number].path for number in np.unique(source[source >= 0])}
-        made: list[Made] = []
-        for path in paths:
-            made += self._cache.made(path).made
-        state.result.made = list(merge_made(made))
+        made = merge_made(entry for path in paths for entry in self._made(path))
+        state.result.made = list(made)
+
+    def _made(self, path: Path) -> Sequence[Made]:
+        """Return how a file's vectors were computed. Asked again and again, for many files."""
+        if path not in self._made_by_path:
+            self._made_by_path[path] = self._cache.made(path).made
+        return self._made_by_path[path]

@@ -62,13 +62,14 @@ def _check_output(options: OutputOptions, inputs: Sequence[str]) -> None:
             f"{output}: files are written as Parquet", f"-o - --format jsonl > {output.name}"
         )
     leftovers = str(staging.place_of(output))
+    is_directory = output.is_dir()
     for name in inputs:
         if files.is_inside(name, leftovers):
             raise OutputError(
                 f"{name}: lies in the staging directory of the output", "move it elsewhere"
             )
         if files.are_same(name, options.path) or (
-            output.is_dir() and files.is_inside(name, options.path)
+            is_directory and files.is_inside(name, options.path)
         ):
             raise OutputError(
                 f"{output}: is or holds one of the inputs", "choose another name with -o"

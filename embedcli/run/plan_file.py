@@ -36,8 +36,8 @@ class _PlanFile:
     schema: str
     json_columns: frozenset[str]
     previous: tuple[RowGroup, ...]
-    candidates: dict[int, int]
     earlier: tuple[RowGroup, ...]
+    candidates: dict[str, tuple[int, ...]]
     workers: int
     todo: tuple[int, ...]
 
@@ -53,7 +53,7 @@ def save(plan: RunPlan, lookup: Lookup, units: Sequence[int]) -> None:
         schema=base64.b64encode(parts.schema_as_bytes(corpus.schema)).decode(),
         json_columns=corpus.json_columns,
         previous=tuple(plan.previous),
-        candidates=dict(plan.candidates),
+        candidates={key: tuple(numbers) for key, numbers in plan.candidates.items()},
         earlier=tuple(
             replace(group, path=Path(_portable(str(group.path), stage))) for group in plan.earlier
         ),

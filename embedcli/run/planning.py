@@ -12,7 +12,7 @@ from embedcli.errors import ConfigurationError, DataError, InputMissingError
 from embedcli.recipe import Differences, describe_differences
 from embedcli.records import Corpus
 from embedcli.run.job import Job, ProgressListener
-from embedcli.store import manifest, parts, publish, staging
+from embedcli.store import manifest, parts, publish, reuse, staging
 from embedcli.store.provenance import ColumnProvenance
 from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
 
@@ -21,18 +21,23 @@ from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
 class RunPlan:
     """All that work on units needs, but the model.
 
-    previous: the row groups of the output that is updated; candidates: for a unit, which of them
-    would be its own if nothing changed; earlier: parts that an interrupted run left for the input
-    as it was then. workers: how many processes share the units.
+    previous: the row groups of the output that is updated; earlier: parts that an interrupted run
+    left for the input as it was then; candidates: the numbers of those and these, in that order, by
+    the hash of their first text. workers: how many processes share the units.
     """
 
     job: Job
     corpus: Corpus
     stage: staging.Staging
     previous: Sequence[RowGroup] = ()
-    candidates: Mapping[int, int] = field(default_factory=dict)
     earlier: Sequence[RowGroup] = ()
+    candidates: Mapping[str, Sequence[int]] = field(default_factory=dict)
     workers: int = 1
+
+    @property
+    def groups(self) -> Sequence[RowGroup]:
+        """All row groups whose vectors can be taken."""
+        return (*self.earlier, *self.previous)
 
     @property
     def schema(self) -> Any:
@@ -72,13 +77,14 @@ def make_plan(
     if not dry:
         stage.adopt(signature)
     previous = VectorFile(job.output.path).row_groups() if updates_output(job) else []
+    earlier = [group for path in _files_in(folders) for group in _groups_if_sound(path)]
     plan = RunPlan(
         job=job,
         corpus=corpus,
         stage=stage,
         previous=previous,
-        candidates=_candidates(corpus, previous, job),
-        earlier=[group for path in _files_in(folders) for group in _groups_if_sound(path)],
+        earlier=earlier,
+        candidates=_candidates([*earlier, *previous]),
         workers=workers,
     )
     if job.output.directory and Path(job.output.path).is_dir() and not dry:
@@ -246,14 +252,7 @@ def _signature(corpus: Corpus, job: Job) -> str:
     ).hexdigest()[:16]
 
 
-def _candidates(corpus: Corpus, previous: Sequence[RowGroup], job: Job) -> dict[int, int]:
-    """Return for each unit the row group of the earlier output that would be its own if nothing
-    changed.
-    """
-    units = [index for index, unit in enumerate(corpus.units) if unit.rows]
-    if Path(job.output.path).is_dir():
-        by_unit = {
-            parts.unit_of_part(group.path.name): number for number, group in enumerate(previous)
-        }
-        return {index: by_unit[index] for index in units if index in by_unit}
-    return dict(zip(units, range(len(previous)), strict=False))
+def _candidates(groups: Sequence[RowGroup]) -> dict[str, list[int]]:
+    """Return the numbers of row groups by the hash of their first text, in hex."""
+    numbers = reuse.first_hashes(groups, RowGroupCache())
+    return {first.hex(): those for first, those in numbers.items()}

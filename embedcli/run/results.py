@@ -1,10 +1,9 @@
 """What became of all units: sent while they come in, counted, accounted for, published."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import BinaryIO
-
-import numpy as np
 
 from embedcli import sources
 from embedcli.config import NAMED_FILES, STDOUT, Limit
@@ -16,7 +15,7 @@ from embedcli.run.unit import UnitResult, UnitState
 from embedcli.store import parts, publish, reuse, stream_writers
 from embedcli.store.claims import ClaimBoard
 from embedcli.store.provenance import Made, Provenance, merge_made
-from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+from embedcli.store.vector_file import RowGroup, VectorFile
 
 
 class RunResults:
@@ -119,7 +118,7 @@ class RunResults:
         self._sum_up(results, made)
         self._account()
         if not counts.rows_out and rejects and not job.output.allow_empty:
-            self.plan.stage.forget_parts(("output", "rejected"))  # all of them are empty
+            self.plan.stage.forget_parts(("parts", "rejected"))  # all of them are empty
             raise _all_rejected(rejects)
         keeps_rejects = job.output.rejects is not None or job.output.rejects_inside
         rejects_file = publish.rejects_as_bytes(rejects) if keeps_rejects else b""
@@ -128,7 +127,7 @@ class RunResults:
         to_file = job.output.path != STDOUT
         self.summary.published = not (to_file and self._is_unchanged(results, provenance))
         if self.summary.published and self.plan.previous:
-            counts.removed = self._count_removed(self._groups(results))
+            counts.removed = self._count_removed(results)
         self._check_limits()
         if rejects:
             self.summary.rejects = job.output.rejects_file
@@ -185,35 +184,48 @@ class RunResults:
         stored = VectorFile(self.plan.job.output.path).provenance
         return stored is not None and stored.counts == provenance.counts
 
-    def _groups(self, results: Sequence[UnitResult]) -> list[RowGroup]:
-        """Return the row groups of the new output, in order: those of the earlier one that stay, and
-        new parts.
-        """
-        groups = []
-        for result in results:
-            if result.previous is not None:
-                groups.append(self.plan.previous[result.previous])
-            elif result.rows and result.part is not None:
-                groups.append(RowGroup(self.plan.stage.parts / result.part.file, 0, result.rows))
-        return groups
-
     def _publish(
         self, results: Sequence[UnitResult], provenance: Provenance, rejects_file: bytes
     ) -> None:
         plan = self.plan
-        if plan.job.output.directory:
-            inside = rejects_file if plan.job.output.rejects_inside else b""
-            entries = [result.part for result in results if result.part is not None]
-            publish.publish_directory(plan.stage, plan.schema, provenance, entries, inside)
-        else:
-            publish.publish_file(plan.stage, plan.schema, provenance, self._groups(results))
+        groups = [group for result in results if (group := self._group(result)) is not None]
+        if not plan.job.output.directory:
+            publish.publish_file(plan.stage, plan.schema, provenance, groups)
+            return
+        earlier = {group.path for group in plan.previous}
+        part_sources = []
+        for group in groups:
+            order = parts.order_of_part(group.path.name) if group.path in earlier else None
+            part_sources.append(publish.PartSource(group.path, group.rows, order))
+        inside = rejects_file if plan.job.output.rejects_inside else b""
+        publish.publish_directory(plan.stage, plan.schema, provenance, part_sources, inside)
 
-    def _count_removed(self, groups: Sequence[RowGroup]) -> int:
+    def _group(self, result: UnitResult) -> RowGroup | None:
+        """Return where a unit's rows lie: in the earlier output, or in a new part; None without rows."""
+        if result.previous is not None:
+            return self.plan.previous[result.previous]
+        if result.rows and result.part is not None:
+            return RowGroup(self.plan.stage.parts / result.part.file, 0, result.rows)
+        return None
+
+    def _count_removed(self, results: Sequence[UnitResult]) -> int:
         """Count the rows of the output as it was whose text no row has any more."""
-        cache = RowGroupCache()
-        before = [reuse.hash_prefixes(cache.hashes(group)) for group in self.plan.previous]
-        new_prefixes = (reuse.hash_prefixes(cache.hashes(group)) for group in groups)
-        return reuse.count_removed(np.sort(np.concatenate(before)), new_prefixes)
+        kept = [result.previous for result in results if result.previous is not None]
+        stays = set(kept)
+        # Rows that stay are partners of themselves: only the others are compared. A group that stays
+        # twice counts once.
+        before = [group for number, group in enumerate(self.plan.previous) if number not in stays]
+        after = [
+            self.plan.previous[number]
+            for number, count in Counter(kept).items()
+            for _ in range(count - 1)
+        ]
+        after += [
+            group
+            for result in results
+            if result.previous is None and (group := self._group(result)) is not None
+        ]
+        return reuse.count_removed(before, after, self.plan.stage.run)
 
 
 def _check(option: str, limit: Limit, count: int, rows: int, verb: str) -> None:

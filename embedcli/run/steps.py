@@ -56,7 +56,7 @@ class UnitSteps:
             rendered, faults = templates.render(job.template, records.texts, records.fields)
             result.rejects = [
                 *records.rejects,
-                *rejects_of(job, self.plan.corpus, index, records, faults),
+                *rejects_of(job, self.plan.corpus, records, faults),
             ]
             good = rows_without(len(records.texts), faults)
             records = select_records(records, good)
@@ -74,7 +74,7 @@ class UnitSteps:
                 hashes=hashes,
                 first_rows=first_rows,
                 text_numbers=text_numbers,
-                columns=EmbeddingColumns.zeros(hashes[first_rows], job.spec.dim),
+                columns=EmbeddingColumns.zeros(hashes[:0], job.spec.dim),
                 missing=np.arange(len(first_rows)),
             )
             return self.lookup.fill_in(state)
@@ -136,9 +136,7 @@ class UnitSteps:
             )
         if not state.is_kept:
             faults = _faults_of(state, failed)
-            result.rejects += rejects_of(
-                self.plan.job, self.plan.corpus, state.index, state.records, faults
-            )
+            result.rejects += rejects_of(self.plan.job, self.plan.corpus, state.records, faults)
             good = rows_without(len(state.text_numbers), faults)
             counts.embedded = int(np.isin(state.text_numbers[good], state.missing).sum())
             with timed(result.seconds, "writing"):
@@ -153,19 +151,14 @@ class UnitSteps:
         """Write the unit's part: carried columns, then ours. Its rename makes the unit done."""
         job, stage, result = self.plan.job, self.plan.stage, state.result
         numbers = state.text_numbers[good]
-        columns = EmbeddingColumns(
-            vectors=state.columns.vectors[numbers],
-            hashes=state.hashes[good],
-            tokens=state.columns.tokens[numbers],
-            truncated=state.columns.truncated[numbers],
-        )
+        columns = state.columns.select(numbers)
         result.rows = len(good)
         result.made = list(merge_made(result.made))
         result.counts.tokens = int(columns.tokens.sum())
         result.counts.truncated = int(columns.truncated.sum())
         if faults:
             rejected = [
-                {"place": state.records.places[row], **asdict(fault)}
+                {**state.records.places[row]._asdict(), **asdict(fault)}
                 for row, fault in faults.items()
             ]
             staging.write_json(stage.unfinished(), stage.rejected(state.index), rejected)
@@ -194,6 +187,6 @@ def _observe(job: Job, records: Records, rendered: Rendered, result: UnitResult)
     prefix = job.template.prefix.strip()
     if rendered.strings:
         result.example = rendered.strings[0][: EXCERPT_LENGTH + 1]
-    result.counts.blank = sum(not text or text.isspace() for text in records.texts)
+    result.counts.blank = records.texts.count("") + sum(map(str.isspace, records.texts))
     if prefix:
         result.counts.prefixed = sum(text.startswith(prefix) for text in records.texts)

@@ -57,7 +57,8 @@ class UnitState:
     has, and `first_rows` for each distinct text the first row that has it.
 
     records, rendered, hashes (16-byte voids): by row, after reading. columns: by distinct text;
-    after the lookup those of known texts are filled in, after encoding all are. missing: the
+    after the lookup those of known texts are filled in, after encoding all are; empty where the
+    unit is kept. missing: the
     distinct texts whose vector has to be computed. is_kept: the unit stays as it lies on disk;
     kept_part: the part that it stays as. prepared: the missing texts
     as the encoder takes them.
@@ -96,7 +97,7 @@ def select_records(records: Records, rows: Numbers) -> Records:
         table=records.table.take(rows),
         texts=[records.texts[row] for row in rows],
         fields={name: [values[row] for row in rows] for name, values in records.fields.items()},
-        places=[records.places[row] for row in rows],
+        places=records.places.select(rows),
     )
 
 
@@ -112,23 +113,17 @@ def select_rendered(rendered: Rendered, rows: Numbers) -> Rendered:
 
 
 def rejects_of(
-    job: Job, corpus: Corpus, index: int, records: Records, faults: Mapping[int, RowFault]
+    job: Job, corpus: Corpus, records: Records, faults: Mapping[int, RowFault]
 ) -> list[Reject]:
     """Return a unit's rows with a fault as rejects.
 
     Raises the first as DataError, unless they are to be set aside.
     """
-    file = corpus.files[corpus.units[index].file]
-    rejects = [
-        Reject(
-            file=file.name,
-            place=file.place,
-            number=records.places[row],
-            offset=None,
-            fault=fault,
-            excerpt=records.texts[row][:EXCERPT_LENGTH],
-        )
-        for row, fault in sorted(faults.items())
-    ]
+    rejects = []
+    for row, fault in sorted(faults.items()):
+        place = records.places[row]
+        file = corpus.files[place.file]
+        excerpt = records.texts[row][:EXCERPT_LENGTH]
+        rejects.append(Reject(file.name, file.place, place.number, None, fault, excerpt))
     stop_at_first(rejects, job.input.on_error)
     return rejects

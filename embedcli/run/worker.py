@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from embedcli import launch
 from embedcli.encoder import Encoder
+from embedcli.processes import follow_parent
 from embedcli.run import plan_file, supervisor
 from embedcli.run.pipeline import load_model, run_pipeline
 from embedcli.run.steps import UnitSteps
@@ -27,7 +27,7 @@ def main(errand: dict[str, Any]) -> int:
 
     The staging directory is inherited as an open descriptor, which the path of the errand names.
     """
-    launch.die_with_parent(errand["parent"])
+    follow_parent(errand["parent"])
     stage = Staging(Path(errand["path"]), None, errand["token"], name=Path(errand["name"]))
     board = ClaimBoard(stage, f"worker-{errand['number']}")
     device: str = errand["device"]

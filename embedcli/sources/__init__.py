@@ -3,17 +3,21 @@
 Knows nothing of roles, models and outputs.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.records import Corpus, InputFile, Records, Unit, stop_at_first
+from embedcli.records import Corpus, InputFile, Places, Records, Unit, stop_at_first
+from embedcli.sources.cuts import grain_of
 from embedcli.sources.files import FoundFiles, find, open_input
 from embedcli.sources.formats import FORMATS, without_suffix
 from embedcli.sources.identity import changed
-from embedcli.sources.sizes import unit_bytes
+from embedcli.sources.units import digest_of
 
 __all__ = ["FoundFiles", "find", "grown", "plan", "reader", "without_suffix"]
 
@@ -38,7 +42,7 @@ def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
             raise DataError(" and ".join(titles), "give inputs of one format in one run")
     if options.columns is None:
         _refuse_partitions(files)
-    return FORMATS[files[0].format].plan(files, options, unit_bytes(total))
+    return FORMATS[files[0].format].plan(files, options, grain_of(total))
 
 
 def _refuse_partitions(files: Sequence[InputFile]) -> None:
@@ -59,13 +63,13 @@ def _refuse_partitions(files: Sequence[InputFile]) -> None:
 
 def grown(corpus: Corpus) -> list[str]:
     """Return what was appended to the inputs since they were planned, for people to know."""
+    ends = {segment.file: segment.stop for unit in corpus.units for segment in unit.segments}
     notes = []
     for index, file in enumerate(corpus.files):
         # A copy of this run's own has no identity.
         if not FORMATS[file.format].may_grow or not file.identity:
             continue
-        end = max((unit.stop for unit in corpus.units if unit.file == index), default=0)
-        appended = _size(file) - end
+        appended = _size(file) - ends.get(index, 0)
         if appended > 0:
             notes.append(
                 f"{file.name}: grew by {appended:,} bytes during the run: they are left for the next one"
@@ -86,17 +90,38 @@ def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
     It raises DataError at the first bad row unless rejects are wanted, InputChangedError where a
     file is not what was planned.
     """
-    read_unit = FORMATS[corpus.files[0].format].open_reader()
+    read_segment = FORMATS[corpus.files[0].format].open_reader()
 
     def read(unit: Unit) -> Records:
-        file = corpus.files[unit.file]
-        records = read_unit(corpus, unit, options)
-        rows = len(records.texts) + len(records.rejects)
-        if rows != unit.rows:
-            raise changed(
-                file, f"{rows} rows where {unit.rows} were, from {file.place} {unit.first}"
-            )
+        segments = [read_segment(corpus, segment, options) for segment in unit.segments]
+        for segment, records in zip(unit.segments, segments, strict=True):
+            rows = len(records.texts) + len(records.rejects)
+            if rows != segment.rows:
+                file = corpus.files[segment.file]
+                where = f"from {file.place} {segment.first}"
+                raise changed(file, f"{rows} rows where {segment.rows} were, {where}")
+        if digest_of(records.digests for records in segments) != unit.digest:
+            first = unit.segments[0]
+            raise changed(corpus.files[first.file], f"from line {first.first}")
+        records = _join(segments)
         stop_at_first(records.rejects, options.on_error)
         return records
 
     return read
+
+
+def _join(segments: Sequence[Records]) -> Records:
+    """Return the records of segments that follow one another as one."""
+    if len(segments) == 1:
+        return segments[0]
+    chain = itertools.chain.from_iterable
+    return Records(
+        table=pa.concat_tables(records.table for records in segments),
+        texts=list(chain(records.texts for records in segments)),
+        fields={
+            name: list(chain(records.fields[name] for records in segments))
+            for name in segments[0].fields
+        },
+        places=Places.join([records.places for records in segments]),
+        rejects=list(chain(records.rejects for records in segments)),
+    )

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.records import Corpus, InputFile, Records, Unit
+from embedcli.records import Corpus, InputFile, Records, Segment
+from embedcli.sources.cuts import Grain
 from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
-from embedcli.sources.sizes import MAX_WIDTH, row_ranges
 from embedcli.sources.tables import (
+    TableRows,
     carried_schema,
     check_same_schema,
     columns_to_read,
@@ -23,15 +24,16 @@ from embedcli.sources.tables import (
     records_of,
     top_level,
 )
+from embedcli.sources.units import UnitBuilder
 
 
-def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
-    """Cut files into row ranges by the sizes of their batches, which are read for that.
+def plan(files: Sequence[InputFile], options: InputOptions, grain: Grain) -> Corpus:
+    """Cut files into units, in one pass over their batches.
 
     Raises DataError where a file is damaged, the text column is missing or of another type, or
     schemas differ.
     """
-    units: list[Unit] = []
+    builder = UnitBuilder(grain)
     planned: list[InputFile] = []
     schema: pa.Schema | None = None
     for index, file in enumerate(files):
@@ -41,15 +43,17 @@ def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> 
             if schema is not None:
                 check_same_schema(files[0], schema, file, file_schema)
             schema = file_schema
-            text_column = top_level([options.text_column], reader.schema)[0]
-            sizes = [_measure(batch, text_column) for batch in _batches(file, reader)]
-            for start, stop in row_ranges(sizes, unit_bytes):
-                units.append(Unit(index, start, stop, start + 1, stop - start))
+            rows = TableRows(options.text_column)
+            batch_rows = []
+            for batch in _batches(file, reader):
+                rows.add(batch, None)
+                batch_rows.append(len(batch))
+            builder.add(rows.scanned(index, 0))
             digest = _digest(stream.fileno())
             check_listed(file, stream.fileno())
-        planned.append(replace(file, digest=digest, batch_rows=tuple(rows for rows, _ in sizes)))
+        planned.append(replace(file, digest=digest, batch_rows=tuple(batch_rows)))
     digest = combine_digests(file.digest for file in planned)
-    return Corpus(tuple(planned), tuple(units), schema, digest=digest)
+    return Corpus(tuple(planned), builder.units(), schema, digest=digest)
 
 
 def _open(file: InputFile, descriptor: int) -> pa.ipc.RecordBatchFileReader:
@@ -93,12 +97,6 @@ def _read_batch(
     return batch
 
 
-def _measure(batch: pa.RecordBatch, text_column: str) -> tuple[int, float]:
-    """Return a batch's rows and the bytes that count towards a unit, a row."""
-    size = max(batch.column(text_column).nbytes, batch.nbytes / MAX_WIDTH)
-    return len(batch), size / max(1, len(batch))
-
-
 def _digest(descriptor: int) -> str:
     """Return 32 hex digits over a file's bytes."""
     with open(os.dup(descriptor), "rb") as stream:
@@ -106,18 +104,18 @@ def _digest(descriptor: int) -> str:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
-    """Return a function that reads units; a file stays open until a unit of another comes."""
+def open_reader() -> Callable[[Corpus, Segment, InputOptions], Records]:
+    """Return a function that reads segments; a file stays open until one of another comes."""
     opened: _OpenFile | None = None
 
-    def read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
+    def read(corpus: Corpus, segment: Segment, options: InputOptions) -> Records:
         nonlocal opened
-        file = corpus.files[unit.file]
+        file = corpus.files[segment.file]
         if opened is None or opened.file != file:
             opened = _OpenFile(file, columns_to_read(corpus.schema, options))
         with opened.planned.checked():
-            table = opened.read(unit.start, unit.stop)
-        return records_of(table, file, unit, corpus.schema, options)
+            table = opened.read(segment.start, segment.stop)
+        return records_of(table, file, segment, corpus.schema, options)
 
     return read
 

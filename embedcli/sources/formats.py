@@ -4,11 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from embedcli.config import InputOptions
-from embedcli.records import Corpus, InputFile, Records, Unit
+from embedcli.records import Corpus, InputFile, Records, Segment
 from embedcli.sources import arrow_ipc, jsonl, parquet
+from embedcli.sources.cuts import Grain
 
-PlanFiles = Callable[[Sequence[InputFile], InputOptions, int], Corpus]
-ReadUnit = Callable[[Corpus, Unit, InputOptions], Records]
+PlanFiles = Callable[[Sequence[InputFile], InputOptions, Grain], Corpus]
+ReadSegment = Callable[[Corpus, Segment, InputOptions], Records]
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Format:
     title: what people call it. suffixes: of the files that are looked for in folders; also_named:
     suffixes that such files have besides. magic: the first bytes of a file, empty for text. place:
     what people count in it. may_be_compressed: with gzip or zstd around it. may_grow: rows may be
-    appended to a file while it is read. plan(files, options, bytes per unit) cuts files into units;
-    open_reader() gives a function that reads units, cheapest when they come in order.
+    appended to a file while it is read. plan(files, options, grain) cuts files into units;
+    open_reader() gives a function that reads segments, cheapest when they come in order.
     """
 
     title: str
@@ -29,7 +30,7 @@ class Format:
     may_be_compressed: bool
     may_grow: bool
     plan: PlanFiles
-    open_reader: Callable[[], ReadUnit]
+    open_reader: Callable[[], ReadSegment]
     also_named: tuple[str, ...] = ()
 
 

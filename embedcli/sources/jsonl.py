@@ -5,65 +5,167 @@ encoded. (pyarrow.json turns date-like strings into timestamps and long ids into
 line ends the file.)
 """
 
+import functools
 import hashlib
 import io
+import itertools
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.records import Corpus, InputFile, Records, Reject, Unit, stop_at_first
+from embedcli.records import Corpus, InputFile, Places, Records, Reject, Segment
 from embedcli.sources import json_types
+from embedcli.sources.cuts import MAX_WIDTH, NO_CUT, Grain, Rows, hash_texts
 from embedcli.sources.identity import changed, combine_digests
-from embedcli.sources.json_rows import BOM, MISSING, BadRowError, Line, Row, lookup, parse, text_of
-from embedcli.sources.sizes import MAX_UNIT_ROWS
+from embedcli.sources.json_rows import (
+    BOM,
+    MISSING,
+    BadRowError,
+    Line,
+    Row,
+    lookup,
+    parse,
+    parse_all,
+    text_of,
+)
+from embedcli.sources.scanning import for_children, map_in_order
+from embedcli.sources.units import ScannedRows, UnitBuilder
 
 _MAX_COLUMNS = 1000
 _EXCERPT = 200
+# What is planned at once, and how much of it is parsed at once.
+_RANGE_BYTES = 2**24
+_BATCH_BYTES = 2**18
+
+
+@dataclass
+class _Batch:
+    """Lines that follow one another, parsed.
+
+    offset: of the first byte; sizes, lines, digests: of each line, or of several empty ones: bytes,
+    how many, 8 bytes; rows, texts: of those that give a row; good, bad: the numbers, from 0, of
+    those that do and those that don't, blank ones are neither; first: the number of the first line
+    as people count; late_marks: lines within the file that start with a byte order mark.
+    """
+
+    offset: int
+    first: int
+    sizes: list[int]
+    lines: list[int]
+    digests: list[bytes]
+    rows: list[Row]
+    texts: list[str]
+    good: Sequence[int]
+    bad: list[int] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    late_marks: int = 0
+
+    def row_digests(self) -> list[bytes]:
+        """Return the digests of all lines but blank ones."""
+        return [self.digests[index] for index in sorted([*self.good, *self.bad])]
+
+    def numbers(self) -> list[int]:
+        """Return the line of each row, from 1."""
+        starts = list(itertools.accumulate(self.lines, initial=self.first))
+        return [starts[index] for index in self.good]
 
 
 def _open(file: InputFile) -> io.BufferedReader:
-    return io.BufferedReader(io.FileIO(file.path), 2**20)
+    return io.BufferedReader(io.FileIO(file.path), 2**16)
 
 
-def _lines(
-    stream: io.BufferedReader, start: int, stop: int | None, first: int, limit: int
-) -> Iterator[Line]:
-    """Yield the lines in [start, stop). A line over `limit` bytes is passed over in bounded memory.
+def _batches(
+    file: InputFile, span: "_Span", options: InputOptions, first: int = 1
+) -> Iterator[_Batch]:
+    """Yield the lines that start in a span, some at a time."""
+    with _open(file) as stream:
+        stream.seek(span.start)
+        while (offset := stream.tell()) < span.stop:
+            content = _read_lines(stream, min(_BATCH_BYTES, span.stop - offset), span.end, options)
+            if not content:
+                return
+            batch = _parse_quickly(content, offset, first, options)
+            if batch is None:
+                stream.seek(offset)
+                lines = list(_lines(stream, offset + len(content), span.end, options.max_row_bytes))
+                batch = _parse_one_by_one(lines, file, first, options)
+            yield batch
+            first += sum(batch.lines)
 
-    Nothing behind `stop` is read: what is appended to a last line without an end belongs to the
-    next run.
+
+def _read_lines(stream: io.BufferedReader, size: int, end: int, options: InputOptions) -> bytes:
+    """Read so many bytes and to the end of their last line, if that is not too long."""
+    content = stream.read(size)
+    if not content.endswith(b"\n"):
+        content += stream.readline(min(options.max_row_bytes, end - stream.tell()))
+    return content
+
+
+def _parse_quickly(content: bytes, offset: int, first: int, options: InputOptions) -> _Batch | None:
+    """Parse lines all at once; None where one of them is not an object with a text."""
+    lines = content.removesuffix(b"\n").split(b"\n")
+    if max(map(len, lines)) >= options.max_row_bytes:
+        return None
+    rows = parse_all(lines, content)
+    if rows is None:
+        return None
+    texts = [lookup(row, options.text_column) for row in rows]
+    if set(map(type, texts)) != {str}:
+        return None
+    sizes = [len(line) + 1 for line in lines]
+    sizes[-1] -= not content.endswith(b"\n")
+    return _Batch(
+        offset=offset,
+        first=first,
+        sizes=sizes,
+        lines=[1] * len(lines),
+        digests=_digests(lines),
+        rows=rows,
+        texts=texts,
+        good=range(len(lines)),
+    )
+
+
+def _digests(lines: Sequence[bytes]) -> list[bytes]:
+    blake2b = hashlib.blake2b
+    return [blake2b(line, digest_size=8).digest() for line in lines]
+
+
+def _lines(stream: io.BufferedReader, stop: int, end: int, limit: int) -> Iterator[Line]:
+    """Yield the lines that start before `stop`; of longer ones than `limit` bytes no content is kept.
+
+    Nothing behind `end` is read: what is appended to a last line without an end belongs to the next
+    run.
     """
-    stream.seek(start)
-    offset, number = start, first
-    while stop is None or offset < stop:
-        content: bytes | None = stream.readline(_at_most(limit + 1, offset, stop))
+    while (offset := stream.tell()) < stop:
+        content: bytes | None = stream.readline(min(limit + 1, end - offset))
         if not content:
             return
-        size, ends = len(content), content.endswith(b"\n")
-        digest = b""
-        if size > limit and not ends:
-            hashing, content = hashlib.blake2b(content, digest_size=16), None
-            while chunk := stream.readline(_at_most(2**20, offset + size, stop)):
+        size, count = len(content), 1
+        digest = hashlib.blake2b(content.removesuffix(b"\n"), digest_size=8)
+        if size > limit and not content.endswith(b"\n"):
+            content = None
+            while chunk := stream.readline(min(2**20, end - offset - size)):
                 size += len(chunk)
-                hashing.update(chunk)
+                digest.update(chunk)
                 if chunk.endswith(b"\n"):
                     break
-            digest = hashing.digest()
-        count = 1
-        if content == b"\n":
+        elif content == b"\n":
             # Millions of empty lines are read as a few lines.
-            more = _empty_lines(stream, _at_most(2**20, offset + size, stop))
+            more = _empty_lines(stream, min(2**20, stop - offset - 1))
             content += more
             size += len(more)
             count += len(more)
-        yield Line(number, offset, offset + size, content, digest)
-        offset += size
-        number += count
+            digest.update(more)
+        yield Line(count, offset, size, content, digest.digest())
 
 
 def _empty_lines(stream: io.BufferedReader, most: int) -> bytes:
@@ -72,61 +174,221 @@ def _empty_lines(stream: io.BufferedReader, most: int) -> bytes:
     return stream.read(len(ahead) - len(ahead.lstrip(b"\n")))
 
 
-def _at_most(limit: int, offset: int, stop: int | None) -> int:
-    return limit if stop is None else min(limit, stop - offset)
+def _parse_one_by_one(
+    lines: Sequence[Line], file: InputFile, first: int, options: InputOptions
+) -> _Batch:
+    """Parse lines and say what is wrong with those that give no row; the first has a number.
 
-
-def _digest(lines: Iterable[Line]) -> str:
-    """Return 32 hex digits over the bytes of some lines."""
-    hashing = hashlib.blake2b(digest_size=16)
-    for line in lines:
-        hashing.update(line.digest if line.content is None else line.content)
-    return hashing.hexdigest()
-
-
-def _units_of_lines(stream: io.BufferedReader, unit_bytes: int, limit: int) -> Iterator[list[Line]]:
-    """Yield lines in groups: a group ends where a line starts beyond the next multiple of `unit_bytes`,
-    or is full.
+    Raises DataError where the file isn't one object a line at all.
     """
-    group: list[Line] = []
-    for line in _lines(stream, 0, None, 1, limit):
-        if group and (
-            line.offset // unit_bytes > group[0].offset // unit_bytes or len(group) == MAX_UNIT_ROWS
-        ):
-            yield group
-            group = []
-        group.append(line)
-    if group:
-        yield group
+    if lines[0].offset == 0:
+        _refuse_other_shapes(lines, file, options)
+    batch = _Batch(
+        offset=lines[0].offset,
+        first=first,
+        sizes=[line.size for line in lines],
+        lines=[line.lines for line in lines],
+        digests=[line.digest for line in lines],
+        rows=[],
+        texts=[],
+        good=[],
+        late_marks=sum(map(_has_late_mark, lines)),
+    )
+    good: list[int] = []
+    number = first
+    for index, line in enumerate(lines):
+        content = line.content
+        if content is None or content.removeprefix(BOM).strip():
+            try:
+                row = parse(line, options.max_row_bytes)
+                batch.texts.append(text_of(row, options.text_column))
+                batch.rows.append(row)
+                good.append(index)
+            except BadRowError as bad:
+                excerpt = (content or b"").decode("utf-8", "backslashreplace")[:_EXCERPT]
+                batch.rejects.append(
+                    Reject(
+                        file.name,
+                        file.place,
+                        number,
+                        line.offset,
+                        bad.fault,
+                        excerpt.rstrip("\r\n"),
+                    )
+                )
+                batch.bad.append(index)
+        number += line.lines
+    batch.good = good
+    return batch
+
+
+def _has_late_mark(line: Line) -> bool:
+    return line.offset > 0 and line.content is not None and line.content.startswith(BOM)
+
+
+class _Span(NamedTuple):
+    """The lines of a file that start in [start, stop); of it nothing behind `end` is read."""
+
+    start: int
+    stop: int
+    end: int
+
+
+class _Range(NamedTuple):
+    """Lines of a file that are planned together."""
+
+    file: InputFile
+    number: int
+    span: _Span
+
+
+def _ranges(file: InputFile, number: int, size: int) -> Iterator[_Range]:
+    file = for_children(file)
+    for start in range(0, size, _RANGE_BYTES):
+        yield _Range(file, number, _Span(start, min(start + _RANGE_BYTES, size), size))
 
 
 @dataclass
-class _Parsed:
-    rows: list[Row] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)
-    rejects: list[Reject] = field(default_factory=list)
+class _Scanned:
+    """What planning learned of a range.
+
+    kinds: what each column holds; fields_seen: the template's columns that some row has; late_marks:
+    lines within the file that start with a byte order mark; first_bad: numbered from the range's
+    first line.
+    """
+
+    rows: ScannedRows
+    kinds: dict[str, json_types.Kind]
+    fields_seen: set[str]
+    late_marks: int
+    first_bad: Reject | None
 
 
-def _parse_lines(lines: Iterable[Line], file: InputFile, options: InputOptions) -> _Parsed:
-    parsed = _Parsed()
-    for line in lines:
-        if line.content is not None and not line.content.removeprefix(BOM).strip():
-            continue
-        try:
-            row = parse(line, options.max_row_bytes)
-            text = text_of(row, options.text_column)
-        except BadRowError as bad:
-            content = (line.content or b"").decode("utf-8", "backslashreplace")
-            excerpt = content[:_EXCERPT].rstrip("\r\n")
-            parsed.rejects.append(
-                Reject(file.name, file.place, line.number, line.offset, bad.fault, excerpt)
-            )
-        else:
-            parsed.rows.append(row)
-            parsed.texts.append(text)
-            parsed.places.append(line.number)
-    return parsed
+def plan(files: Sequence[InputFile], options: InputOptions, grain: Grain) -> Corpus:
+    """Cut files into units and settle one schema, in one pass that parses every row.
+
+    Raises DataError at the first bad row, unless rejects are wanted.
+    """
+    sizes = [os.stat(file.path).st_size for file in files]
+    ranges = [
+        scanned_range
+        for index, (file, size) in enumerate(zip(files, sizes, strict=True))
+        for scanned_range in _ranges(file, index, size)
+    ]
+    builder = UnitBuilder(grain)
+    kinds: dict[str, json_types.Kind] = {}
+    fields_seen: set[str] = set()
+    late_marks = 0
+    scan_range = functools.partial(_scan, options=options)
+    with map_in_order(scan_range, ranges, sum(sizes)) as scans:
+        for scan in scans:
+            if scan.first_bad is not None:
+                lines_before = builder.lines_of(scan.rows.file)
+                number = lines_before + scan.first_bad.number
+                raise replace(scan.first_bad, number=number).as_error()
+            builder.add(scan.rows)
+            kinds = json_types.join_columns(kinds, scan.kinds)
+            _check_width(files[scan.rows.file], kinds)
+            fields_seen |= scan.fields_seen
+            late_marks += scan.late_marks
+    units = builder.units()
+    if any(unit.rows for unit in units):
+        _check_columns(options, set(kinds), fields_seen)
+    schema, json_columns, notes = json_types.schema_of(kinds)
+    if late_marks:
+        notes += (
+            f"{late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",
+        )
+    digest = combine_digests(unit.digest for unit in units)
+    return Corpus(tuple(files), units, schema, json_columns, notes, digest)
+
+
+def _scan(scanned: _Range, options: InputOptions) -> _Scanned:
+    """Parse the lines of a range and forget them: only what decides over units and columns stays.
+
+    Raises DataError where the file isn't one object a line at all.
+    """
+    span = scanned.span._replace(start=_start_of_line(scanned.file, scanned.span.start))
+    columns = _LineColumns()
+    kinds: dict[str, json_types.Kind] = {}
+    fields_seen: set[str] = set()
+    late_marks = 0
+    first_bad: Reject | None = None
+    for batch in _batches(scanned.file, span, options):
+        if batch.rejects and options.on_error == "fail":
+            first_bad = batch.rejects[0]
+            break
+        names = _names(batch.rows, options)
+        kinds = json_types.join_columns(kinds, _kinds(batch.rows, names))
+        _check_width(scanned.file, kinds)
+        fields_seen |= {name for name in options.fields if _seen(batch.rows, name)}
+        late_marks += batch.late_marks
+        columns.add(batch)
+    rows = columns.scanned(scanned.number, span.start)
+    return _Scanned(rows, kinds, fields_seen, late_marks, first_bad)
+
+
+def _start_of_line(file: InputFile, offset: int) -> int:
+    """Return where the first line starts that doesn't start before an offset."""
+    if not offset:
+        return 0
+    with open(file.path, "rb") as stream:
+        stream.seek(offset - 1)
+        while (rest := stream.readline(2**20)) and not rest.endswith(b"\n"):
+            pass
+        return stream.tell()
+
+
+class _LineColumns:
+    """What decides over the cuts, line by line, in arrays: a list of tuples would take ten times as
+    much.
+    """
+
+    def __init__(self) -> None:
+        self._stops: list[npt.NDArray[np.int64]] = []
+        self._hashes: list[npt.NDArray[np.uint32]] = []
+        self._sizes: list[npt.NDArray[np.int64]] = []
+        self._are_rows: list[npt.NDArray[np.bool_]] = []
+        self._counts: list[npt.NDArray[np.int64]] = []
+        self._digests: list[bytes] = []
+
+    def add(self, batch: _Batch) -> None:
+        """Take some lines, parsed."""
+        contents = [text.encode() for text in batch.texts]
+        good = list(batch.good)
+        hashes = np.full(len(batch.sizes), NO_CUT, np.uint32)
+        hashes[good] = hash_texts(contents)
+        line_sizes = np.array(batch.sizes, np.int64)
+        # A row counts with its text, and one with wide other columns with a share of all.
+        are_rows = np.zeros(len(hashes), np.bool_)
+        are_rows[good + batch.bad] = True
+        sizes = np.where(are_rows, line_sizes // MAX_WIDTH, 0)
+        sizes[good] = np.maximum(sizes[good], np.fromiter(map(len, contents), np.int64))
+        self._stops.append(batch.offset + np.cumsum(line_sizes))
+        self._hashes.append(hashes)
+        self._sizes.append(sizes)
+        self._are_rows.append(are_rows)
+        self._counts.append(np.array(batch.lines, np.int64))
+        self._digests += batch.digests
+
+    def scanned(self, file: int, start: int) -> ScannedRows:
+        """Return all of it; the first line starts at an offset."""
+        return ScannedRows(
+            file=file,
+            start=start,
+            stops=_joined(self._stops, np.int64),
+            cutting=Rows(
+                hashes=_joined(self._hashes, np.uint32),
+                sizes=_joined(self._sizes, np.int64),
+                are_rows=_joined(self._are_rows, np.bool_),
+            ),
+            lines=_joined(self._counts, np.int64),
+            digests=b"".join(self._digests),
+        )
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], dtype: type) -> npt.NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
 
 
 def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, options: InputOptions) -> None:
@@ -146,7 +408,8 @@ def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, options: InputO
                 raise DataError(f"{file.name}: {shape}, not one JSON object a line", hint) from None
         if options.on_error == "fail" and bad.fault.code == "not-json" and content[:1] != b"{":
             # Every line is likely to be so: to set them all aside helps nobody.
-            reason = f"{file.name}:{line.number}: {bad.fault.reason}"
+            number = 1 + sum(before.lines for before in lines[: lines.index(line)])
+            reason = f"{file.name}:{number}: {bad.fault.reason}"
             raise DataError(f"{reason}: the file isn't one JSON object a line", _CONVERT) from None
 
 
@@ -170,84 +433,28 @@ _SHAPES: tuple[tuple[str, Callable[[bytes, str], bool], str], ...] = (
 )
 
 
-def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
-    """Cut files into units and settle one schema, in one pass that parses every row.
-
-    Raises DataError at the first bad row, unless rejects are wanted.
-    """
-    scan = _Scan(options)
-    for index, file in enumerate(files):
-        with _open(file) as stream:
-            for lines in _units_of_lines(stream, unit_bytes, options.max_row_bytes):
-                scan.add_unit(index, file, lines)
-    scan.check_columns()
-    schema, json_columns, notes = json_types.schema_of(scan.kinds)
-    if scan.late_marks:
-        notes += (
-            f"{scan.late_marks} lines start with a byte order mark (files joined by cat?): the mark was dropped",
+def _check_width(file: InputFile, kinds: Mapping[str, json_types.Kind]) -> None:
+    if len(kinds) > _MAX_COLUMNS:
+        raise DataError(
+            f"{file.name}: more than {_MAX_COLUMNS} columns", "choose some: --columns id,title"
         )
-    digest = combine_digests(unit.digest for unit in scan.units)
-    return Corpus(tuple(files), tuple(scan.units), schema, json_columns, notes, digest)
 
 
-class _Scan:
-    """What the planning pass has learned so far.
-
-    kinds: what each column holds; fields_seen: the template's columns that some row has;
-    late_marks: lines within a file that start with a byte order mark.
-    """
-
-    def __init__(self, options: InputOptions) -> None:
-        self._options = options
-        self.units: list[Unit] = []
-        self.kinds: dict[str, json_types.Kind] = {}
-        self.fields_seen: set[str] = set()
-        self.late_marks = 0
-
-    def add_unit(self, index: int, file: InputFile, lines: list[Line]) -> None:
-        """Parse the lines of a unit and forget them: only counts and kinds stay.
-
-        Raises DataError.
-        """
-        options = self._options
-        start, stop = lines[0], lines[-1]
-        if start.offset == 0:
-            _refuse_other_shapes(lines, file, options)
-        parsed = _parse_lines(lines, file, options)
-        stop_at_first(parsed.rejects, options.on_error)
-        names = _names(parsed.rows, options)
-        if len(self.kinds.keys() | names) > _MAX_COLUMNS:
-            raise DataError(
-                f"{file.name}: more than {_MAX_COLUMNS} columns", "choose some: --columns id,title"
-            )
-        self.kinds = json_types.join_columns(self.kinds, _kinds(parsed.rows, names))
-        self.fields_seen |= {name for name in options.fields if _seen(parsed.rows, name)}
-        self.late_marks += sum(_has_late_mark(line) for line in lines)
-        rows = len(parsed.rows) + len(parsed.rejects)
-        self.units.append(Unit(index, start.offset, stop.stop, start.number, rows, _digest(lines)))
-
-    def check_columns(self) -> None:
-        """See that some row has each column asked for. Raises DataError."""
-        if not any(unit.rows for unit in self.units):
-            return
-        options = self._options
-        requests = (
-            ("--columns", options.columns or (), set(self.kinds)),
-            ("the template", options.fields, self.fields_seen),
-        )
-        for option, names, names_seen in requests:
-            for name in names:
-                if name not in names_seen:
-                    raise DataError(f"no row has the column {name!r} that {option} names")
-
-
-def _has_late_mark(line: Line) -> bool:
-    return line.offset > 0 and line.content is not None and line.content.startswith(BOM)
+def _check_columns(options: InputOptions, names_seen: set[str], fields_seen: set[str]) -> None:
+    """See that some row has each column asked for. Raises DataError."""
+    requests = (
+        ("--columns", options.columns or (), names_seen),
+        ("the template", options.fields, fields_seen),
+    )
+    for option, names, seen in requests:
+        for name in names:
+            if name not in seen:
+                raise DataError(f"no row has the column {name!r} that {option} names")
 
 
 def _names(rows: Sequence[Row], options: InputOptions) -> list[str]:
     """Return the columns that are to be carried of some rows, in the order of their first row."""
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(itertools.chain.from_iterable(rows))
     if options.columns is not None:
         return [name for name in options.columns if name in names]
     return list(names)
@@ -262,29 +469,33 @@ def _seen(rows: Sequence[Row], name: str) -> bool:
     return any(lookup(row, name) is not MISSING for row in rows)
 
 
-def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
-    """Return a function that reads a unit's records again, as the plan's schema wants them."""
+def open_reader() -> Callable[[Corpus, Segment, InputOptions], Records]:
+    """Return a function that reads a segment's records again, as the plan's schema wants them."""
     return _read
 
 
-def _read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
-    file = corpus.files[unit.file]
+def _read(corpus: Corpus, segment: Segment, options: InputOptions) -> Records:
+    file = corpus.files[segment.file]
+    span = _Span(segment.start, segment.stop, segment.stop)
     try:
-        with _open(file) as stream:
-            lines = list(_lines(stream, unit.start, unit.stop, unit.first, options.max_row_bytes))
+        batches = list(_batches(file, span, options, segment.first))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise changed(file, "it is gone") from None
-    if _digest(lines) != unit.digest:
-        raise changed(file, f"from line {unit.first}")
-    parsed = _parse_lines(lines, file, options)
+    chain = itertools.chain.from_iterable
+    rows = list(chain(batch.rows for batch in batches))
     arrays = []
     for column in corpus.schema:
-        values = [row.get(column.name) for row in parsed.rows]
+        values = [row.get(column.name) for row in rows]
         as_json = column.name in corpus.json_columns
         arrays.append(json_types.to_arrow(values, column.type, as_json))
-    table = _table(arrays, corpus.schema, len(parsed.rows))
-    fields = {name: _field_values(parsed.rows, name) for name in options.fields}
-    return Records(table, parsed.texts, fields, parsed.places, parsed.rejects)
+    return Records(
+        table=_table(arrays, corpus.schema, len(rows)),
+        texts=list(chain(batch.texts for batch in batches)),
+        fields={name: _field_values(rows, name) for name in options.fields},
+        places=Places.of(segment.file, [number for batch in batches for number in batch.numbers()]),
+        rejects=list(chain(batch.rejects for batch in batches)),
+        digests=b"".join(chain(batch.row_digests() for batch in batches)),
+    )
 
 
 def _field_values(rows: Sequence[Row], name: str) -> list[Any]:

@@ -1,11 +1,12 @@
 """Parquet into units of records: row ranges of one schema, read forwards, page checksums verified."""
 
 import bisect
+import functools
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,67 +14,158 @@ import pyarrow.parquet as pq
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.files import open_parquet, unreadable_parquet
-from embedcli.records import Corpus, InputFile, Records, Unit
+from embedcli.records import Corpus, InputFile, Records, Segment, Unit
+from embedcli.sources.cuts import Grain
 from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
-from embedcli.sources.parquet_sizes import is_inside, measure
-from embedcli.sources.sizes import row_ranges
+from embedcli.sources.parquet_sizes import Decoding, decoding_of, is_inside
+from embedcli.sources.scanning import for_children, map_in_order
 from embedcli.sources.tables import (
+    TableRows,
     carried_schema,
     check_same_schema,
     columns_to_read,
     names_in_utf8,
     records_of,
 )
+from embedcli.sources.units import ScannedRows, UnitBuilder
 
 _BATCH_ROWS = 4096
 _READ_BYTES = 2**20
+# Row groups are planned together up to this many bytes.
+_RANGE_BYTES = 2**25
 
 
-def plan(files: Sequence[InputFile], options: InputOptions, unit_bytes: int) -> Corpus:
-    """Cut files into row ranges by their footers; of the rows one a file is decoded.
+@dataclass(frozen=True)
+class _Range:
+    """Row groups [start, stop) of a file, all of them where `stop` is None; `first` is its first row."""
+
+    file: InputFile
+    index: int
+    start: int = 0
+    stop: int | None = None
+    first: int = 0
+
+
+@dataclass
+class _Scanned:
+    """What planning learned of a range: its rows, its carried columns, and the digests of its row
+    groups and, with the first, of the footer.
+    """
+
+    rows: ScannedRows
+    schema: pa.Schema
+    digests: list[str]
+
+
+def plan(files: Sequence[InputFile], options: InputOptions, grain: Grain) -> Corpus:
+    """Cut files into units, in one pass that decodes their texts.
 
     Raises DataError where a file is damaged or encrypted, the text column is missing or of another
     type, or the files' schemas differ.
     """
-    units: list[Unit] = []
-    planned: list[InputFile] = []
+    ranges = list(itertools.chain.from_iterable(map(_ranges, files, itertools.count())))
+    total = sum(os.stat(file.path).st_size for file in files)
+    builder = UnitBuilder(grain)
     schema: pa.Schema | None = None
-    for index, file in enumerate(files):
-        with (
-            names_in_utf8(file),
-            open(file.path, "rb", buffering=0) as stream,
-            _open(file, stream.fileno()) as opened,
-        ):
-            _check_counts(file, opened.metadata)
-            file_schema = carried_schema(file, opened.schema_arrow, options)
+    digests: list[list[str]] = [[] for _ in files]
+    with map_in_order(functools.partial(_scan, options=options), ranges, total) as scans:
+        for scanned in scans:
+            index = scanned.rows.file
             if schema is not None:
-                check_same_schema(files[0], schema, file, file_schema)
-            schema = file_schema
-            columns = columns_to_read(schema, options)
-            _read_first_row(file, opened, columns)
-            path = path_of(stream.fileno(), file)
-            sizes = measure(file, path, opened, columns, options.text_column)
-            for start, stop in row_ranges(sizes, unit_bytes):
-                units.append(Unit(index, start, stop, start + 1, stop - start))
-            planned.append(replace(file, digest=_digest(stream.fileno(), opened.metadata, columns)))
-            check_listed(file, stream.fileno())
+                check_same_schema(files[0], schema, files[index], scanned.schema)
+            schema = scanned.schema
+            digests[index] += scanned.digests
+            builder.add(scanned.rows)
+    planned = [
+        replace(file, digest=combine_digests(parts))
+        for file, parts in zip(files, digests, strict=True)
+    ]
     digest = combine_digests(file.digest for file in planned)
-    return Corpus(tuple(planned), tuple(units), schema, digest=digest)
+    return Corpus(tuple(planned), builder.units(), schema, digest=digest)
+
+
+def _ranges(file: InputFile, index: int) -> Iterator[_Range]:
+    """Yield the row groups of a file, some at a time. Raises DataError."""
+    file = for_children(file)
+    if os.stat(file.path).st_size <= _RANGE_BYTES:
+        yield _Range(file, index)
+        return
+    with open(file.path, "rb", buffering=0) as stream, _open(file, stream.fileno()) as opened:
+        metadata = opened.metadata
+        start = first = size = rows = 0
+        for group in range(metadata.num_row_groups):
+            size += metadata.row_group(group).total_byte_size
+            rows += metadata.row_group(group).num_rows
+            if size >= _RANGE_BYTES:
+                yield _Range(file, index, start, group + 1, first)
+                start, first, size = group + 1, rows, 0
+        if start < metadata.num_row_groups or not start:
+            yield _Range(file, index, start, metadata.num_row_groups, first)
+
+
+def _scan(scanned: _Range, options: InputOptions) -> _Scanned:
+    """Decode the texts of a range, and forget them. Raises DataError, InputChangedError."""
+    file = scanned.file
+    with (
+        names_in_utf8(file),
+        open(file.path, "rb", buffering=0) as stream,
+        _open(file, stream.fileno()) as opened,
+    ):
+        metadata = opened.metadata
+        if not scanned.start:
+            _check_counts(file, metadata)
+        schema = carried_schema(file, opened.schema_arrow, options)
+        columns = columns_to_read(schema, options)
+        _read_first_row(file, opened, columns)
+        stop = metadata.num_row_groups if scanned.stop is None else scanned.stop
+        rows = TableRows(options.text_column)
+        digests = [] if scanned.start else [_footer_digest(stream.fileno())]
+        for group in range(scanned.start, stop):
+            path = path_of(stream.fileno(), file)
+            decoding = decoding_of(file, path, metadata.row_group(group), group, columns, options)
+            for batch in _decode(file, opened, group, decoding):
+                rows.add(batch, decoding.row_bytes)
+            digests.append(_group_digest(stream.fileno(), metadata, group, columns))
+        check_listed(file, stream.fileno())
+    return _Scanned(rows.scanned(scanned.index, scanned.first), schema, digests)
+
+
+def _decode(
+    file: InputFile, opened: pq.ParquetFile, group: int, decoding: Decoding
+) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from opened.iter_batches(
+            decoding.batch_rows,
+            row_groups=[group],
+            columns=list(decoding.columns),
+            use_threads=False,
+        )
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise unreadable_parquet(file.name, error) from None
 
 
 def _open(file: InputFile, descriptor: int) -> pq.ParquetFile:
     return open_parquet(path_of(descriptor, file), file.name)
 
 
-def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) -> str:
-    """Return 32 hex digits over the footer and the bytes of the columns that are read."""
+def _footer_digest(descriptor: int) -> str:
+    """Return 32 hex digits over the footer, or over the whole file where there is none."""
     # A Parquet file ends in its footer, the footer's length (4 bytes), and "PAR1".
     size = os.fstat(descriptor).st_size
     footer = int.from_bytes(os.pread(descriptor, 4, size - 8), "little")
-    spans = [*_spans(metadata, columns), (size - 8 - footer, footer)]
-    if sum(length for _, length in spans) > size:  # a footer that lies
-        spans = [(0, size)]
+    return _digest_spans(descriptor, [(size - 8 - footer, footer)])
+
+
+def _group_digest(
+    descriptor: int, metadata: pq.FileMetaData, group: int, columns: Sequence[str]
+) -> str:
+    """Return 32 hex digits over the bytes of the columns that are read of a row group."""
+    return _digest_spans(descriptor, _spans(metadata, group, columns))
+
+
+def _digest_spans(descriptor: int, spans: Iterable[tuple[int, int]]) -> str:
     hashing = hashlib.blake2b(digest_size=16)
+    size = os.fstat(descriptor).st_size
     for start, length in spans:
         offset, stop = max(0, start), min(size, start + length)
         while offset < stop:
@@ -86,24 +178,28 @@ def _digest(descriptor: int, metadata: pq.FileMetaData, columns: Sequence[str]) 
 
 
 def _planned_digest(file: InputFile, descriptor: int, columns: Sequence[str]) -> str:
+    """Return what the plan records of a file."""
     with _open(file, descriptor) as opened:
-        return _digest(descriptor, opened.metadata, columns)
+        groups = range(opened.metadata.num_row_groups)
+        digests = [_group_digest(descriptor, opened.metadata, group, columns) for group in groups]
+    return combine_digests([_footer_digest(descriptor), *digests])
 
 
-def _spans(metadata: pq.FileMetaData, columns: Sequence[str]) -> Iterator[tuple[int, int]]:
+def _spans(
+    metadata: pq.FileMetaData, group: int, columns: Sequence[str]
+) -> Iterator[tuple[int, int]]:
     """Yield where the chunks of some columns, or of what is inside them, lie in a file: offsets and
     lengths.
     """
-    paths = [metadata.schema.column(index).path for index in range(metadata.num_columns)]
-    is_read = [is_inside(path, columns) for path in paths]
-    for group in range(metadata.num_row_groups):
-        for index in itertools.compress(range(metadata.num_columns), is_read):
-            chunk = metadata.row_group(group).column(index)
-            # A chunk begins with its dictionary page, where it has one.
-            start = chunk.data_page_offset
-            if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-                start = min(start, chunk.dictionary_page_offset)
-            yield start, max(0, chunk.total_compressed_size)
+    for index in range(metadata.num_columns):
+        chunk = metadata.row_group(group).column(index)
+        if not is_inside(chunk.path_in_schema, columns):
+            continue
+        # A chunk begins with its dictionary page, where it has one.
+        start = chunk.data_page_offset
+        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
+            start = min(start, chunk.dictionary_page_offset)
+        yield start, max(0, chunk.total_compressed_size)
 
 
 def _check_counts(file: InputFile, metadata: pq.FileMetaData) -> None:
@@ -119,29 +215,29 @@ def _read_first_row(file: InputFile, opened: pq.ParquetFile, columns: list[str])
     an error.
     """
     try:
-        next(opened.iter_batches(1, columns=columns), None)
+        next(opened.iter_batches(1, columns=columns, use_threads=False), None)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise unreadable_parquet(file.name, error) from None
 
 
-def open_reader() -> Callable[[Corpus, Unit, InputOptions], Records]:
-    """Return a function that reads units; those that follow one another continue where the last one
-    ended.
+def open_reader() -> Callable[[Corpus, Segment, InputOptions], Records]:
+    """Return a function that reads segments; those that follow one another continue where the last
+    one ended.
     """
     cursor: _Cursor | None = None
     batch_rows: dict[int, int] | None = None
 
-    def read(corpus: Corpus, unit: Unit, options: InputOptions) -> Records:
+    def read(corpus: Corpus, segment: Segment, options: InputOptions) -> Records:
         nonlocal cursor, batch_rows
-        file = corpus.files[unit.file]
+        file = corpus.files[segment.file]
         if batch_rows is None:
             batch_rows = _batch_rows(corpus.units)
-        if cursor is None or cursor.file != file or cursor.row > unit.start:
+        if cursor is None or cursor.file != file or cursor.row > segment.start:
             columns = columns_to_read(corpus.schema, options)
-            cursor = _Cursor(file, columns, batch_rows.get(unit.file, _BATCH_ROWS))
+            cursor = _Cursor(file, columns, batch_rows.get(segment.file, _BATCH_ROWS))
         with cursor.planned.checked():
-            table = cursor.read(unit.start, unit.stop)
-        return records_of(table, file, unit, corpus.schema, options)
+            table = cursor.read(segment.start, segment.stop)
+        return records_of(table, file, segment, corpus.schema, options)
 
     return read
 
@@ -152,10 +248,11 @@ def _batch_rows(units: Sequence[Unit]) -> dict[int, int]:
     Units are small where rows are long. The last unit of a file is small because the file ends.
     """
     rows: dict[int, int] = {}
-    for unit, following in itertools.pairwise(units):
-        if following.file == unit.file:
-            smallest = rows.get(unit.file, _BATCH_ROWS)
-            rows[unit.file] = min(smallest, unit.stop - unit.start)
+    segments = [segment for unit in units for segment in unit.segments]
+    for segment, following in itertools.pairwise(segments):
+        if following.file == segment.file:
+            smallest = rows.get(segment.file, _BATCH_ROWS)
+            rows[segment.file] = min(smallest, segment.rows)
     return rows
 
 
@@ -206,7 +303,7 @@ class _Cursor:
     def _batches_from(self, group: int) -> Iterator[pa.RecordBatch]:
         groups = list(range(group, self._opened.metadata.num_row_groups))
         batches: Iterator[pa.RecordBatch] = self._opened.iter_batches(
-            self._batch_rows, row_groups=groups, columns=self._columns, use_threads=True
+            self._batch_rows, row_groups=groups, columns=self._columns, use_threads=False
         )
         return batches
 

@@ -4,14 +4,15 @@ Equal values may be stored once (a dictionary, shared prefixes): 16,384 texts of
 file of 0.3 MB. Units are cut by the size of what is decoded, so that one fits into memory.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from embedcli.config import InputOptions
 from embedcli.files import open_parquet, unreadable_parquet
 from embedcli.records import InputFile
-from embedcli.sources.sizes import MAX_WIDTH
 
 # Rows may take this many times what the footer states, or this many bytes, before they are measured.
 _TRUSTED_GROWTH, _TRUSTED_BYTES = 4, 2**24
@@ -21,32 +22,36 @@ _BATCH_BYTES, _BATCH_ROWS = 2**26, 4096
 _FEW_ROWS = 64
 
 
-def measure(
-    file: InputFile, path: str, opened: pq.ParquetFile, columns: Sequence[str], text_column: str
-) -> Iterator[tuple[int, float]]:
-    """Yield rows and the bytes that count towards a unit, a row, for row groups or parts of them.
+class Decoding(NamedTuple):
+    """How planning decodes a row group: which columns, and how many rows at once.
 
-    `path` leads to what is opened. What counts is the text, or all columns divided by `MAX_WIDTH`.
-    Raises DataError where rows that have to be decoded can't be.
+    row_bytes: what a row takes by the footer, all columns; None where all are decoded to see.
     """
-    metadata = opened.metadata
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        rows, stated = group.num_rows, group.total_byte_size
-        chunks = [group.column(column) for column in range(group.num_columns)]
-        text_bytes = sum(
-            chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == text_column
-        )
-        shared = [
-            chunk
-            for chunk in chunks
-            if is_inside(chunk.path_in_schema, columns) and _is_shared(chunk)
-        ]
-        batch_rows = _batch_rows(path, file, index, shared, max(stated, 1)) if shared else None
-        if batch_rows is None:
-            yield rows, max(text_bytes, stated / MAX_WIDTH) / max(1, rows)
-        else:
-            yield from _decode(file, opened, index, batch_rows, columns, text_column)
+
+    columns: Sequence[str]
+    batch_rows: int
+    row_bytes: float | None
+
+
+def decoding_of(
+    file: InputFile,
+    path: str,
+    metadata: pq.RowGroupMetaData,
+    group: int,
+    columns: Sequence[str],
+    options: InputOptions,
+) -> Decoding:
+    """Choose how the rows of a group are measured. Raises DataError where it can't be read."""
+    rows, stated = max(1, metadata.num_rows), max(1, metadata.total_byte_size)
+    chunks = [metadata.column(column) for column in range(metadata.num_columns)]
+    shared = [
+        chunk for chunk in chunks if is_inside(chunk.path_in_schema, columns) and _is_shared(chunk)
+    ]
+    batch_rows = _batch_rows(path, file, group, shared, stated) if shared else None
+    if batch_rows is not None:
+        return Decoding(columns, batch_rows, None)
+    by_footer = max(1, min(_BATCH_ROWS, _BATCH_BYTES * rows // (_TRUSTED_GROWTH * stated)))
+    return Decoding([options.text_column], by_footer, stated / rows)
 
 
 def is_inside(path: str, columns: Sequence[str]) -> bool:
@@ -120,20 +125,3 @@ def _inner(column: pa.Array) -> pa.Array | None:
     if pa.types.is_nested(column.type) and hasattr(column, "values"):
         return column.values
     return None
-
-
-def _decode(
-    file: InputFile,
-    opened: pq.ParquetFile,
-    group: int,
-    batch_rows: int,
-    columns: Sequence[str],
-    text_column: str,
-) -> Iterator[tuple[int, float]]:
-    """Yield the rows of each batch of a group and what they take, a row."""
-    try:
-        for batch in opened.iter_batches(batch_rows, row_groups=[group], columns=list(columns)):
-            text_bytes = batch.column(text_column).nbytes
-            yield len(batch), max(text_bytes, batch.nbytes / MAX_WIDTH) / len(batch)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise unreadable_parquet(file.name, error) from None

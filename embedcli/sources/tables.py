@@ -5,12 +5,16 @@ have in common.
 import contextlib
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError, RowFault
-from embedcli.records import InputFile, Records, Reject, Unit
+from embedcli.records import InputFile, Places, Records, Reject, Segment
+from embedcli.sources.cuts import MAX_WIDTH, Rows, hash_texts
+from embedcli.sources.units import ScannedRows
 
 
 def columns_to_read(schema: pa.Schema, options: InputOptions) -> list[str]:
@@ -123,10 +127,44 @@ def check_same_schema(
     )
 
 
+class TableRows:
+    """What decides over the cuts in the rows of tables, batch by batch."""
+
+    def __init__(self, text_column: str) -> None:
+        self._text_column = text_column
+        self._hashes: list[npt.NDArray[np.uint32]] = []
+        self._sizes: list[npt.NDArray[np.int64]] = []
+
+    def add(self, batch: pa.RecordBatch, row_bytes: float | None) -> None:
+        """Take some rows, of which each takes so many bytes; None: as many as the batch has."""
+        text = _as_strings(_column(pa.Table.from_batches([batch]), self._text_column))
+        binary = pa.chunked_array([chunk.view(pa.binary()) for chunk in text.chunks], pa.binary())
+        if row_bytes is None:
+            row_bytes = batch.nbytes / max(1, len(batch))
+        contents = [content or b"" for content in binary.to_pylist()]
+        # A row counts with its text, and one with wide other columns with a share of all.
+        sizes = np.maximum(np.fromiter(map(len, contents), np.int64), int(row_bytes / MAX_WIDTH))
+        self._hashes.append(hash_texts(contents))
+        self._sizes.append(sizes)
+
+    def scanned(self, file: int, first: int) -> ScannedRows:
+        """Return all of it; the first row has a number, from 0."""
+        hashes = np.concatenate([np.zeros(0, np.uint32), *self._hashes])
+        sizes = np.concatenate([np.zeros(0, np.int64), *self._sizes])
+        count = len(hashes)
+        return ScannedRows(
+            file=file,
+            start=first,
+            stops=first + np.arange(1, count + 1),
+            cutting=Rows(hashes, sizes, np.ones(count, np.bool_)),
+            lines=np.ones(count, np.int64),
+        )
+
+
 def records_of(
-    table: pa.Table, file: InputFile, unit: Unit, schema: pa.Schema, options: InputOptions
+    table: pa.Table, file: InputFile, segment: Segment, schema: pa.Schema, options: InputOptions
 ) -> Records:
-    """Return a unit's rows as records; rows whose text is null or not UTF-8 are rejects."""
+    """Return a segment's rows as records; rows whose text is null or not UTF-8 are rejects."""
     text = _as_strings(_column(table, options.text_column))
     faults = _text_faults(text, options.text_column)
     for name in schema.names:
@@ -134,15 +172,15 @@ def records_of(
             # The fault found first is told: the text's before those of other columns.
             faults = {**_utf8_faults(table.column(name), name), **faults}
     rejects = [
-        Reject(file.name, file.place, unit.first + row, None, fault)
+        Reject(file.name, file.place, segment.first + row, None, fault)
         for row, fault in sorted(faults.items())
     ]
-    places = list(range(unit.first, unit.first + len(table)))
+    places = Places.of(segment.file, range(segment.first, segment.first + len(table)))
     if faults:
         good = [row for row in range(len(table)) if row not in faults]
         rows = pa.array(good, pa.int64())  # with its type: there may be none
         table, text = table.take(rows), text.take(rows)
-        places = [places[row] for row in good]
+        places = places.select(good)
     if options.text_column in schema.names:
         table = table.set_column(
             table.schema.get_field_index(options.text_column), options.text_column, text

@@ -55,7 +55,7 @@ class Owner:
     @property
     def is_here(self) -> bool:
         """Is it a process of this boot of this machine? Then it is known whether it lives."""
-        return (self.host, self.boot) == (socket.gethostname(), _boot())
+        return (self.host, self.boot) == (socket.gethostname(), boot())
 
     @property
     def lives_here(self) -> bool:
@@ -63,7 +63,8 @@ class Owner:
         return _started(self.pid) == self.started
 
 
-def _boot() -> str:
+def boot() -> str:
+    """Return what tells this machine, since it was started, from all others."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -106,7 +107,7 @@ def _read(path: Path) -> Owner | None:
 @contextlib.contextmanager
 def held(folder: Path, output: Path, token: str) -> Iterator[None]:
     """Be the one writer of an output while the block runs. Raises LockedError where another is."""
-    mine = _take(folder, output, token)
+    mine = folder / f"{_PREFIX}{secrets.token_hex(8)}"
     ended = threading.Event()
 
     def beat() -> None:
@@ -115,12 +116,14 @@ def held(folder: Path, output: Path, token: str) -> Iterator[None]:
                 os.utime(_held_by(mine))
 
     thread = threading.Thread(target=beat, name="lease", daemon=True)
-    thread.start()
     try:
+        _take(mine, output, token)
+        thread.start()
         yield
     finally:
         ended.set()
-        thread.join()
+        if thread.is_alive():
+            thread.join()
         _withdraw(mine)
 
 
@@ -131,12 +134,12 @@ def check(folder: Path, output: Path, token: str) -> None:
         raise LockedError(f"{output}: another run took over: {owner}", "try again")
 
 
-def _take(folder: Path, output: Path, token: str) -> Path:
-    """Become the writer; return the file that says so. Raises LockedError where another lives."""
+def _take(mine: Path, output: Path, token: str) -> None:
+    """Become the writer, by a file that says so. Raises LockedError where another lives."""
     since = datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
     pid = os.getpid()
-    owner = Owner(socket.gethostname(), _boot(), pid, _started(pid), since, token)
-    mine = folder / f"{_PREFIX}{secrets.token_hex(8)}"
+    owner = Owner(socket.gethostname(), boot(), pid, _started(pid), since, token)
+    folder = mine.parent
     deadline = time.monotonic() + _CONTENTION_SECONDS
     while time.monotonic() < deadline:
         _show(mine, owner)
@@ -151,7 +154,7 @@ def _take(folder: Path, output: Path, token: str) -> Path:
             raise
         if not others:
             _show(_held_by(mine), owner)
-            return mine
+            return
         _withdraw(mine)
         time.sleep(_STEP_SECONDS * random.uniform(1, 5))
     raise LockedError(f"{output}: several runs want to write it", "try again")

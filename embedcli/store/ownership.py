@@ -10,6 +10,7 @@ picture          the name of the program among its properties
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -113,7 +114,11 @@ def is_report(path: str) -> bool:
 
 def are_rejects(path: str) -> bool:
     """Tell whether a file holds rejected rows."""
-    return _kind_of(_head(path, _MOST_LINE_BYTES).split(b"\n", 1)[0]) == REJECT
+    try:
+        with open(path, "rb") as stream:
+            return _kind_of(stream.readline(_MOST_LINE_BYTES)) == REJECT
+    except OSError:
+        return False
 
 
 def are_results(path: str) -> bool:
@@ -144,11 +149,27 @@ def is_output(path: str) -> bool:
 
 
 def _has_key(path: str, key: bytes) -> bool:
+    # Few of an input's thousands of files have it, and most can be told without opening them.
+    if key not in _footer(path):
+        return False
     try:
         with files.open_parquet(path) as file:
             return key in (file.schema_arrow.metadata or {})
     except (DataError, OSError):
         return False
+
+
+def _footer(path: str) -> bytes:
+    """Return the footer of a Parquet file; nothing where it is none."""
+    try:
+        with open(path, "rb") as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - 8))
+            length, magic = int.from_bytes(stream.read(4), "little"), stream.read()
+            stream.seek(max(0, size - 8 - length))
+            return stream.read() if magic == b"PAR1" else b""
+    except OSError:
+        return b""
 
 
 def _head(path: str, count: int = _MOST_BYTES) -> bytes:

@@ -5,6 +5,8 @@ Every page has a checksum: without it one flipped bit reads back as another vect
 error. The whole file has a digest, which covers the rest.
 """
 
+import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -90,6 +92,14 @@ class EmbeddingColumns:
             truncated=table.column(names.truncated).to_numpy(),
         )
 
+    def select(self, rows: npt.NDArray[np.intp]) -> "EmbeddingColumns":
+        """Return the values of some rows; the same where these are all, in order."""
+        if np.array_equal(rows, np.arange(len(self.hashes))):
+            return self
+        return EmbeddingColumns(
+            self.vectors[rows], self.hashes[rows], self.tokens[rows], self.truncated[rows]
+        )
+
     def to_arrays(self, vector_type: pa.DataType) -> list[pa.Array]:
         """Return the four columns as Arrow arrays, the vectors as fixed-size lists of `vector_type`."""
         dtype = np.float16 if pa.types.is_float16(vector_type.value_type) else np.float32
@@ -114,17 +124,18 @@ def rows_too_large(vectors: Vectors, vector_type: str) -> list[int]:
     return np.flatnonzero((np.abs(vectors) > largest).any(axis=1)).tolist()
 
 
-def part_name(index: int, sha256: str) -> str:
-    """Return the file name of a unit's part: one name, one content, for ever.
+def part_name(order: int, sha256: str) -> str:
+    """Return the file name of a part: its place among the others, and its content. One name, one
+    content, for ever.
 
     A reader that has listed one version of a directory and opens the parts of the next would
     otherwise read a mixture, without an error.
     """
-    return f"part-{index:06d}-{sha256[:16]}.parquet"
+    return f"part-{order:012d}-{sha256[:16]}.parquet"
 
 
-def unit_of_part(name: str) -> int:
-    """Return the number of the unit that a part's file name tells."""
+def order_of_part(name: str) -> int:
+    """Return the place that a part's file name tells: the number of its unit, in staging."""
     return int(name.split("-")[1])
 
 
@@ -168,48 +179,61 @@ def write(
     """Write a new Parquet file, a row group for each table.
 
     A durable file is synced and read back. Raises StorageError where the disk is full, or what is
-    read differs in rows or checksums. `path` must be a name nobody reads: on an exception pyarrow
-    writes a valid footer over half a file.
+    read differs. `path` must be a name nobody reads: on an exception pyarrow writes a valid footer
+    over half a file.
     """
     try:
-        written = _write(
-            path, with_provenance(schema, provenance), _vector_columns(provenance), tables, durable
-        )
+        written = _write(path, schema, provenance, tables, durable)
     except OSError as error:
         raise from_os_error(error, str(path)) from None  # pyarrow's own doesn't say where
     if durable:
-        _read_back(path, written.rows)
+        check_written(path, written.rows)
     return written
 
 
-def _vector_columns(provenance: Provenance) -> list[ColumnNames]:
-    return [ColumnNames.of(name) for name in provenance.columns]
+def empty_file(schema: pa.Schema, provenance: Provenance) -> bytes:
+    """Return a file without rows, as `write` writes it, but for the digest, which is zeros."""
+    sink = io.BytesIO()
+    with _writer(sink, schema, provenance):
+        pass
+    return sink.getvalue()
 
 
-def _write(
-    path: Path,
-    schema: pa.Schema,
-    embeddings: list[ColumnNames],
-    tables: Iterable[pa.Table],
-    durable: bool,
-) -> Written:
-    rows = 0
+@contextlib.contextmanager
+def sealed(path: Path, durable: bool = True) -> Iterator[digest.HashingStream]:
+    """Give a new file to write to; when the block ends, put the digest into it, and sync it.
+
+    The digest is of a file with zeros in its place: they are written with the footer, and replaced
+    once all other bytes are hashed.
+    """
     with open(path, "x+b") as stream:
         hashing = digest.HashingStream(stream)
-        # The digest is of a file with zeros in its place: they are written with the footer, and
-        # replaced once all other bytes are hashed.
-        with pq.ParquetWriter(hashing, schema, **_encodings(schema, embeddings)) as writer:
-            for table in tables:
-                if len(table):
-                    writer.write_table(table, row_group_size=len(table))
-                    rows += len(table)
-            writer.add_key_value_metadata({_DIGEST_KEY: digest.EMPTY})
-        sha256 = hashing.hexdigest()
-        digest.put(stream, sha256, DIGEST_MARK)
+        yield hashing
+        digest.put(stream, hashing.hexdigest(), DIGEST_MARK)
         stream.flush()
         if durable:
             os.fsync(stream.fileno())
-    return Written(rows, sha256)
+
+
+def _write(
+    path: Path, schema: pa.Schema, provenance: Provenance, tables: Iterable[pa.Table], durable: bool
+) -> Written:
+    rows = 0
+    with sealed(path, durable) as stream, _writer(stream, schema, provenance) as writer:
+        for table in tables:
+            if len(table):
+                writer.write_table(table, row_group_size=len(table))
+                rows += len(table)
+    return Written(rows, stream.hexdigest())
+
+
+@contextlib.contextmanager
+def _writer(stream: Any, schema: pa.Schema, provenance: Provenance) -> Iterator[pq.ParquetWriter]:
+    embeddings = [ColumnNames.of(name) for name in provenance.columns]
+    described = with_provenance(schema, provenance)
+    with pq.ParquetWriter(stream, described, **_encodings(schema, embeddings)) as writer:
+        yield writer
+        writer.add_key_value_metadata({_DIGEST_KEY: digest.EMPTY})
 
 
 def _encodings(schema: pa.Schema, embeddings: list[ColumnNames]) -> dict[str, Any]:
@@ -237,13 +261,18 @@ def _encodings(schema: pa.Schema, embeddings: list[ColumnNames]) -> dict[str, An
     }
 
 
-def _read_back(path: Path, rows: int) -> None:
-    """Read a file that was just written. Raises StorageError where it isn't what was written."""
+def check_written(path: Path, rows: int) -> None:
+    """Read a file that was just written: each byte of it, and the rows that others see in it.
+
+    Not decoded, which takes five times as long: the digest is of the bytes that were to be written.
+    Raises StorageError.
+    """
     try:
-        rows_read = sum(len(table) for table in read_row_groups(path))
+        with files.open_parquet(path) as file:
+            rows_seen = file.metadata.num_rows
     except DataError as error:  # our own file, not the user's data
         raise StorageError(error.message, "is the disk failing?") from None
-    if rows_read != rows:
+    if rows_seen != rows or not digest.is_whole(path, DIGEST_MARK):
         raise StorageError(
             f"{path}: what was written can't be read back whole", "is the disk failing?"
         )
@@ -289,7 +318,7 @@ def read_row_group(
 ) -> pa.Table:
     """Read one row group of an opened file. Raises DataError where a page is damaged."""
     try:
-        return file.read_row_group(group, columns=columns)
+        return file.read_row_group(group, columns=columns, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise damaged(path, error) from None
 

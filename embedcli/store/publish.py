@@ -2,6 +2,7 @@
 exchange.
 """
 
+import bisect
 import ctypes
 import errno
 import json
@@ -10,16 +11,17 @@ import secrets
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from embedcli import files
 from embedcli.config import REJECTS_NAME
-from embedcli.errors import DataError, StorageError
+from embedcli.errors import DataError, StorageError, from_os_error
 from embedcli.records import Reject
-from embedcli.store import digest, lease, manifest, ownership, parts, staging
+from embedcli.store import digest, joining, lease, manifest, ownership, parts, staging
 from embedcli.store.provenance import Provenance
-from embedcli.store.vector_file import RowGroup, RowGroupCache
+from embedcli.store.vector_file import RowGroup
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -33,39 +35,101 @@ def publish_file(
     Raises StorageError, DataError, OutputError.
     """
     assert stage.output is not None
-    cache = RowGroupCache()
     joined = stage.unfinished()
-    written = parts.write(joined, schema, provenance, (cache.table(group) for group in groups))
-    expected = sum(group.rows for group in groups)
-    if written.rows != expected:
-        raise DataError(f"{stage.name}: {written.rows} rows were joined of {expected}")
+    try:
+        with parts.sealed(joined) as stream:
+            rows = joining.join(stream, parts.empty_file(schema, provenance), groups)
+    except OSError as error:
+        raise from_os_error(error, str(joined)) from None
+    parts.check_written(joined, rows)
     _put_in_place(stage, joined, stage.output)
+
+
+class PartSource(NamedTuple):
+    """A part of a new directory: where it lies, its rows, and its place in the earlier directory if
+    it is a part of that.
+    """
+
+    path: Path
+    rows: int
+    order: int | None = None
 
 
 def publish_directory(
     stage: staging.Staging,
     schema: pa.Schema,
     provenance: Provenance,
-    entries: Sequence[manifest.PartEntry],
+    sources: Sequence[PartSource],
     rejects: bytes = b"",
 ) -> None:
-    """Put the directory of parts in the output's place, with the list of its rejected rows.
+    """Put a directory of these parts in the output's place, with the list of its rejected rows.
 
-    An existing directory is exchanged in one step where the file system can, so that its name always
-    leads to a whole one.
+    Parts are linked: one that stays is neither read nor written, and keeps its name. An existing
+    directory is exchanged in one step where the file system can, so that its name always leads to a
+    whole one. Raises DataError where a part carries no digest, StorageError.
     """
     assert stage.output is not None
-    if not entries:  # an empty corpus still has columns
-        entries = [put_part(stage, 0, schema, provenance, [])]
-    listed = {entry.file for entry in entries}
-    for path in stage.parts.iterdir():
-        if path.name not in listed:
-            path.unlink()
+    if not sources:  # an empty corpus still has columns
+        part = put_part(stage, 0, schema, provenance, [])
+        sources = [PartSource(stage.parts / part.file, 0)]
+    new = stage.new
+    new.mkdir()
+    orders = order_keys([source.order for source in sources])
+    entries = [
+        _link_part(stage, source.path, new, order, source.rows)
+        for source, order in zip(sources, orders, strict=True)
+    ]
     if rejects:
-        staging.write_durably(stage.unfinished(), stage.parts / REJECTS_NAME, rejects)
+        staging.write_durably(stage.unfinished(), new / REJECTS_NAME, rejects)
     content = manifest.to_bytes(provenance, entries)
-    staging.write_durably(stage.unfinished(), stage.parts / manifest.NAME, content)
-    _put_in_place(stage, stage.parts, stage.output)
+    staging.write_durably(stage.unfinished(), new / manifest.NAME, content)
+    _put_in_place(stage, new, stage.output)
+
+
+# Between new parts lies room for as many more.
+_ORDER_STEP = 100_000
+
+
+def order_keys(earlier: Sequence[int | None]) -> list[int]:
+    """Return a number for each part, each greater than the one before.
+
+    `earlier` has those of parts that stay: as many as are in order keep theirs, so that a part that
+    is inserted renames no other. Where there is no room between two, all are numbered anew.
+    """
+    kept = _longest_increasing(earlier)
+    keys: list[int] = []
+    last, start = 0, 0
+    for index in [*kept, len(earlier)]:
+        count = index - start
+        key = earlier[index] if index < len(earlier) else last + (count + 1) * _ORDER_STEP
+        assert key is not None
+        if key - last <= count:
+            return [(number + 1) * _ORDER_STEP for number in range(len(earlier))]
+        keys += [last + (key - last) * (number + 1) // (count + 1) for number in range(count)]
+        keys.append(key)
+        last, start = key, index + 1
+    return keys[:-1]
+
+
+def _longest_increasing(values: Sequence[int | None]) -> list[int]:
+    """Return the indexes of a longest increasing selection of the values that are there."""
+    # The least value that ends a selection of each length, its index, and the index before it.
+    ends: list[int] = []
+    indexes: list[int] = []
+    before: dict[int, int | None] = {}
+    for index, value in enumerate(values):
+        if value is None:
+            continue
+        length = bisect.bisect_left(ends, value)
+        before[index] = indexes[length - 1] if length else None
+        ends[length:] = [value]
+        indexes[length:] = [index]
+    selection: list[int] = []
+    index_or_none = indexes[-1] if indexes else None
+    while index_or_none is not None:
+        selection.append(index_or_none)
+        index_or_none = before[index_or_none]
+    return selection[::-1]
 
 
 def _put_in_place(stage: staging.Staging, new: Path, output: Path) -> None:
@@ -133,24 +197,33 @@ def put_part(
     unfinished = stage.unfinished()
     written = parts.write(unfinished, schema, provenance, tables, stage.output is not None)
     target = stage.part(index, written.sha256)
-    files.rename(unfinished, target)
+    # Its content is durable, its name soon: the folder isn't synced, which halves the syncs of a
+    # run. A power cut may cost the names of the last seconds; those units are done again. What is
+    # published is synced with its folders.
+    os.rename(unfinished, target)
     return manifest.PartEntry(target.name, written.rows, written.sha256)
 
 
 def keep_part(stage: staging.Staging, index: int, source: Path, rows: int) -> manifest.PartEntry:
-    """Make a part that stays as it is a unit's: linked where the file system can, else copied.
+    """Make a part of an interrupted run a unit's. Raises DataError where it carries no digest."""
+    return _link_part(stage, source, stage.parts, index, rows)
+
+
+def _link_part(
+    stage: staging.Staging, source: Path, folder: Path, order: int, rows: int
+) -> manifest.PartEntry:
+    """Put a part into a folder as it is: linked where the file system can, else copied.
 
     Raises DataError where it carries no digest.
     """
     sha256 = digest.read(source, parts.DIGEST_MARK)
     if sha256 is None:
         raise DataError(f"{source}: no seal: rewritten by another program, or damaged")
-    target = stage.part(index, sha256)
+    target = folder / parts.part_name(order, sha256)
     if target != source:
         target.unlink(missing_ok=True)
         try:
             os.link(source, target)
-            files.sync(target.parent)
         except OSError:
             unfinished = stage.unfinished()
             shutil.copyfile(source, unfinished)

@@ -2,22 +2,26 @@
 
 A vector is a function of the recipe and the rendered text, so the hash of that text finds it; rows
 and files play no part. The index is a pair of sorted arrays on disk, mapped into memory: 16 bytes a
-row, shared by all processes.
+row, shared by all processes. It is sorted bucket by bucket, so that 100 million rows need no more
+memory than two million.
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from embedcli.store import lease
+from embedcli.store.decoded_rows import DecodedRows
 from embedcli.store.parts import EmbeddingColumns, Hashes
+from embedcli.store.sorted_keys import SortedKeys, count_unmatched
 from embedcli.store.vector_file import RowGroup, RowGroupCache
 
-_KEYS = "index-keys.npy"
-_POSITIONS = "index-positions.npy"
-
+_KEYS = "index-keys"
+_POSITIONS = "index-positions"
 # The first eight bytes of each hash.
 Prefixes = npt.NDArray[np.uint64]
 
@@ -40,14 +44,28 @@ def distinct(hashes: Hashes) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]
     """Return the rows whose hash is new, in order, and for each row the number of its hash among
     those.
     """
-    _, first_rows, numbers = np.unique(
-        hash_prefixes(hashes), return_index=True, return_inverse=True
-    )
+    prefixes = hash_prefixes(hashes)
+    in_order = np.sort(prefixes)  # far faster than np.unique, which says where each one was
+    if not (in_order[1:] == in_order[:-1]).any():
+        return np.arange(len(hashes)), np.arange(len(hashes))
+    _, first_rows, numbers = np.unique(prefixes, return_index=True, return_inverse=True)
     if not np.array_equal(hashes[first_rows[numbers]], hashes):  # two hashes that begin alike
         return np.arange(len(hashes)), np.arange(len(hashes))
     # np.unique numbers hashes by their value: renumber them by their first row.
     order = np.argsort(first_rows)
     return first_rows[order], np.argsort(order)[numbers]
+
+
+def first_hashes(groups: Sequence[RowGroup], cache: RowGroupCache) -> dict[bytes, list[int]]:
+    """Return the numbers of the row groups by the hash of their first text.
+
+    The group that holds the texts of a unit is found by its first one.
+    """
+    numbers: dict[bytes, list[int]] = {}
+    for number, group in enumerate(groups):
+        if group.rows:
+            numbers.setdefault(cache.first_hash(group), []).append(number)
+    return numbers
 
 
 def build_index(groups: Sequence[RowGroup], directory: Path) -> None:
@@ -56,12 +74,13 @@ def build_index(groups: Sequence[RowGroup], directory: Path) -> None:
     Of equal prefixes the first row comes first.
     """
     cache = RowGroupCache()
-    keys = np.concatenate(
-        [np.empty(0, np.uint64), *(hash_prefixes(cache.hashes(group)) for group in groups)]
-    )
-    order = np.argsort(keys, kind="stable")
-    np.save(directory / _POSITIONS, order)
-    np.save(directory / _KEYS, keys[order])
+    sorted_keys = SortedKeys(directory / "index", sum(group.rows for group in groups))
+    for group in groups:
+        sorted_keys.add(hash_prefixes(cache.hashes(group)))
+    with open(directory / _KEYS, "wb") as keys, open(directory / _POSITIONS, "wb") as positions:
+        for share_keys, share_positions in sorted_keys.shares():
+            keys.write(share_keys.tobytes())
+            positions.write(share_positions.tobytes())
 
 
 def has_index(directory: Path) -> bool:
@@ -72,13 +91,15 @@ def has_index(directory: Path) -> bool:
 class VectorIndex:
     """The vectors of some row groups, found by hash."""
 
-    def __init__(self, groups: Sequence[RowGroup], directory: Path, cache: RowGroupCache) -> None:
+    def __init__(
+        self, groups: Sequence[RowGroup], dim: int, directory: Path, cache: RowGroupCache
+    ) -> None:
         self.groups = tuple(groups)
-        self._cache = cache
-        # Rows are counted over all groups; a group's rows begin at its start.
-        self._starts = np.cumsum([0, *(group.rows for group in self.groups)])
-        self._keys = np.load(directory / _KEYS, mmap_mode="r")
-        self._positions = np.load(directory / _POSITIONS, mmap_mode="r")
+        # Of each machine its own: what one writes into a file, another may see late.
+        decoded = directory / f"decoded-{lease.boot()}"
+        self._decoded = DecodedRows(groups, dim, decoded, cache)
+        self._keys = _mapped(directory / _KEYS, np.uint64)
+        self._positions = _mapped(directory / _POSITIONS, np.int64)
 
     def take(self, hashes: Hashes, dim: int) -> tuple[EmbeddingColumns, npt.NDArray[np.int64]]:
         """Return for each hash its values, and the number of the row group they come from.
@@ -88,44 +109,47 @@ class VectorIndex:
         columns = EmbeddingColumns.zeros(hashes, dim)
         source = np.full(len(hashes), -1, np.int64)
         positions = self._find(hashes)
-        group_numbers = np.searchsorted(self._starts, positions, side="right") - 1
-        numbers = np.where(positions >= 0, group_numbers, -1)
-        # Group by group, so that each is read once.
-        for number in np.unique(numbers[numbers >= 0]):
-            stored = self._cache.embedding_columns(self.groups[number])
-            rows = np.flatnonzero(numbers == number)
-            stored_rows = positions[rows] - self._starts[number]
-            # The prefix may be another text's: the whole hash decides.
-            is_same = stored.hashes[stored_rows] == hashes[rows]
-            rows, stored_rows = rows[is_same], stored_rows[is_same]
-            columns.vectors[rows] = stored.vectors[stored_rows]
-            columns.tokens[rows] = stored.tokens[stored_rows]
-            columns.truncated[rows] = stored.truncated[stored_rows]
-            source[rows] = number
+        rows = np.flatnonzero(positions >= 0)
+        stored_hashes = self._decoded.read(positions[rows], columns, rows)
+        # The prefix may be another text's: the whole hash decides.
+        is_same = stored_hashes == hashes[rows]
+        for values in (columns.vectors, columns.tokens, columns.truncated):
+            values[rows[~is_same]] = 0
+        rows = rows[is_same]
+        source[rows] = self._decoded.group_numbers(positions[rows])
         return columns, source
 
     def _find(self, hashes: Hashes) -> npt.NDArray[np.int64]:
         """Return the position of each hash's first occurrence; -1 where there is none."""
+        found = np.full(len(hashes), -1, np.int64)
         if not len(self._keys):
-            return np.full(len(hashes), -1, np.int64)
+            return found
         keys = hash_prefixes(hashes)
+        # In the order of the index, which is read forwards then.
+        order = np.argsort(keys)
         # Where a key would stand in the sorted ones: it is there, or nowhere.
-        nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        return np.where(self._keys[nearest] == keys, self._positions[nearest], -1)
+        nearest = np.minimum(np.searchsorted(self._keys, keys[order]), len(self._keys) - 1)
+        is_there = self._keys[nearest] == keys[order]
+        found[order[is_there]] = self._positions[nearest[is_there]]
+        return found
 
 
-def count_removed(before: Prefixes, after: Iterable[Prefixes]) -> int:
-    """Count the keys `before` that have no partner among the keys `after`.
+def _mapped(path: Path, dtype: type) -> npt.NDArray[Any]:
+    # A file of no bytes can't be mapped.
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
 
-    Each key is the partner of one.
+
+def count_removed(before: Sequence[RowGroup], after: Sequence[RowGroup], directory: Path) -> int:
+    """Count the rows of some row groups whose text has no partner in others.
+
+    Each row is the partner of one.
     """
-    keys, unmatched = np.unique(before, return_counts=True)
-    if not len(keys):
-        return 0
-    # In blocks, so that only the keys before stay in memory.
-    for prefixes in after:
-        present, counts = np.unique(prefixes, return_counts=True)
-        position = np.minimum(np.searchsorted(keys, present), len(keys) - 1)
-        hit = keys[position] == present
-        unmatched[position[hit]] -= counts[hit]
-    return int(np.maximum(unmatched, 0).sum())
+    cache = RowGroupCache()
+    rows = max(sum(group.rows for group in groups) for groups in (before, after))
+    sorted_keys = []
+    for name, groups in (("before", before), ("after", after)):
+        keys = SortedKeys(directory / name, rows)
+        for group in groups:
+            keys.add(hash_prefixes(cache.hashes(group)))
+        sorted_keys.append(keys)
+    return count_unmatched(*sorted_keys)

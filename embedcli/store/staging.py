@@ -4,7 +4,8 @@ run needs.
     .<output name>.embedcli/
         embedcli-staging   the marker: embedcli made this directory
         signature      the input that the parts belong to
-        output/        durable parts: a dataset directory once it is renamed
+        parts/         finished parts, numbered by unit
+        new/           links to parts, as a directory that takes the output's place
         rejected/      per unit, the rows that the model gave no vector for
         earlier/       parts of an input that has changed since: their vectors are looked up
         attempts/      per unit, how often it was begun and not finished
@@ -43,7 +44,7 @@ from embedcli.store import lease, manifest, parts
 MARKER = "embedcli-staging"
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_DIRECTORY = _OPEN_FOLDER | os.O_NOFOLLOW
-_KEPT = ("output", "rejected", "earlier", "attempts")
+_KEPT = ("parts", "rejected", "earlier", "attempts")
 _PUBLISHING = "publishing"
 
 
@@ -68,8 +69,13 @@ class Staging:
 
     @property
     def parts(self) -> Path:
-        """The directory of durable parts."""
-        return self.path / "output"
+        """The directory of finished parts."""
+        return self.path / "parts"
+
+    @property
+    def new(self) -> Path:
+        """What is to take the place of an output directory."""
+        return self.path / "new"
 
     @property
     def earlier(self) -> Path:
@@ -87,7 +93,7 @@ class Staging:
 
     def parts_by_unit(self) -> dict[int, Path]:
         """List the durable parts. Of two of one unit, which a killed worker may leave, either will do."""
-        return {parts.unit_of_part(path.name): path for path in self.parts.glob("part-*.parquet")}
+        return {parts.order_of_part(path.name): path for path in self.parts.glob("part-*.parquet")}
 
     def rejected(self, index: int) -> Path:
         """Return the file of a unit's rows that the model gave no vector for."""
@@ -269,8 +275,7 @@ def path_of(handle: int) -> Path:
 def _prepare(stage: Staging, fresh: bool) -> None:
     if stage.output is not None:
         _put_back(stage.former, stage.output)
-    # What a run had published before it was killed is no unfinished work; the parts of a directory
-    # may even be the former output's, since the two were exchanged.
+    # What a run had published before it was killed is no unfinished work.
     fresh = fresh or stage.has_published
     kept_names = {MARKER}
     if not fresh:
@@ -283,7 +288,7 @@ def _prepare(stage: Staging, fresh: bool) -> None:
         if (stage.path / name).is_symlink():  # whatever it leads to is not ours
             (stage.path / name).unlink()
     for name in (*_KEPT, stage.run.name):
-        (stage.path / name).mkdir(mode=0o777 if name == "output" else 0o700, exist_ok=True)
+        (stage.path / name).mkdir(mode=0o700, exist_ok=True)
     sync(stage.path)
 
 

@@ -326,19 +326,13 @@ def _hashes(table: pa.Table, name: str) -> Hashes | None:
 
 
 class RowGroupCache:
-    """Reads row groups of our files.
-
-    A few files stay open, and a few row groups' columns stay in memory.
-    """
+    """Reads row groups of our files, of which a few stay open."""
 
     _OPEN_FILES = 8
-    # Row groups kept in memory while lookups jump between them.
-    _BYTES = 256 * 2**20
 
     def __init__(self) -> None:
-        # Both in the order of their last use, the latest last.
+        # In the order of their last use, the latest last.
         self._files: dict[Path, _OpenFile] = {}
-        self._columns: dict[RowGroup, EmbeddingColumns] = {}
 
     def table(self, group: RowGroup, columns: Sequence[str] | None = None) -> pa.Table:
         """Read a row group, or some columns of it. Raises DataError where it is damaged or gone."""
@@ -357,17 +351,8 @@ class RowGroupCache:
 
     def embedding_columns(self, group: RowGroup) -> EmbeddingColumns:
         """Read our columns of a row group. Raises DataError where it is damaged or gone."""
-        columns = self._columns.pop(group, None)
-        if columns is None:
-            names = self.names(group)
-            columns = EmbeddingColumns.from_table(self.table(group, names), names)
-        self._columns[group] = columns
-        while len(self._columns) > 1 and self._size() > self._BYTES:
-            del self._columns[next(iter(self._columns))]
-        return columns
-
-    def _size(self) -> int:
-        return sum(columns.vectors.nbytes for columns in self._columns.values())
+        names = self.names(group)
+        return EmbeddingColumns.from_table(self.table(group, names), names)
 
     def lengths(self, group: RowGroup) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Read the tokens of a row group's texts, and which were truncated."""
@@ -379,6 +364,20 @@ class RowGroupCache:
         """Read the hashes of a row group's texts, as voids [rows]."""
         name = self.names(group).hash
         return parts.hashes_of(self.table(group, [name]).column(name))
+
+    def first_hash(self, group: RowGroup) -> bytes:
+        """Read the hash of a row group's first text. Raises DataError where it is damaged or gone."""
+        file = self._file(group.path)
+        try:
+            batch = next(
+                file.parquet.iter_batches(
+                    1, row_groups=[group.group], columns=[file.names.hash], use_threads=False
+                )
+            )
+        except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
+            raise parts.damaged(group.path, error) from None
+        first: bytes = batch.column(0)[0].as_py()
+        return first
 
     def holds(self, group: RowGroup, carried: pa.Table, schema: pa.Schema, hashes: Hashes) -> bool:
         """Tell whether a row group holds just these rows: the same texts, and the same carried values."""
