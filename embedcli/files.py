@@ -193,6 +193,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def parquet_footer(descriptor: int) -> tuple[int, int] | None:
+    """Return where the footer of a Parquet file lies, offset and length; None where it has none.
+
+    Such a file ends in its footer, the footer's length (4 bytes, little-endian), and "PAR1". Raises
+    OSError.
+    """
+    size = os.fstat(descriptor).st_size
+    tail = os.pread(descriptor, 8, max(0, size - 8))
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != b"PAR1" or length > size - 8:
+        return None
+    return size - 8 - length, length
+
+
 def open_parquet(
     path: Path | str, name: str | None = None, dictionaries: Sequence[str] = ()
 ) -> "pq.ParquetFile":

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
-from embedcli.files import open_parquet, unreadable_parquet
+from embedcli.files import open_parquet, parquet_footer, unreadable_parquet
 from embedcli.records import Corpus, InputFile, Records, Segment, Unit
 from embedcli.sources.cuts import Grain
 from embedcli.sources.identity import PlannedFile, check_listed, combine_digests, path_of
@@ -150,10 +150,8 @@ def _open(file: InputFile, descriptor: int) -> pq.ParquetFile:
 
 def _footer_digest(descriptor: int) -> str:
     """Return 32 hex digits over the footer, or over the whole file where there is none."""
-    # A Parquet file ends in its footer, the footer's length (4 bytes), and "PAR1".
-    size = os.fstat(descriptor).st_size
-    footer = int.from_bytes(os.pread(descriptor, 4, size - 8), "little")
-    return _digest_spans(descriptor, [(size - 8 - footer, footer)])
+    whole = (0, os.fstat(descriptor).st_size)
+    return _digest_spans(descriptor, [parquet_footer(descriptor) or whole])
 
 
 def _group_digest(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedcli.errors import DataError
+from embedcli.files import parquet_footer
 from embedcli.store import thrift
 from embedcli.store.digest import HashingStream
 from embedcli.store.thrift import I32, I64, LIST, STRUCT, Struct
@@ -108,9 +109,10 @@ def _open(path: Path, stack: contextlib.ExitStack) -> _Source:
     stack.callback(os.close, descriptor)
     source = _Source(path, descriptor, ())
     with source.checked():
-        size = os.fstat(descriptor).st_size
-        length = int.from_bytes(source.read(size - 8, 4), "little")
-        footer = thrift.parse(source.read(size - 8 - length, length))
+        span = parquet_footer(descriptor)
+        if span is None:
+            raise source.damaged("it has no footer")
+        footer = thrift.parse(source.read(*span))
         return _Source(path, descriptor, thrift.get(footer, _ROW_GROUPS).values)
 
 

@@ -163,11 +163,8 @@ def _footer(path: str) -> bytes:
     """Return the footer of a Parquet file; nothing where it is none."""
     try:
         with open(path, "rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - 8))
-            length, magic = int.from_bytes(stream.read(4), "little"), stream.read()
-            stream.seek(max(0, size - 8 - length))
-            return stream.read() if magic == b"PAR1" else b""
+            start, length = files.parquet_footer(stream.fileno()) or (0, 0)
+            return os.pread(stream.fileno(), length, start)
     except OSError:
         return b""
 
