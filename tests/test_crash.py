@@ -226,6 +226,15 @@ def test_parents_killed_leave_no_worker(corpus, tmp_path, full):
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+def catches(pid, number):
+    """Whether a process handles a signal (Python itself handles SIGINT, so SIGTERM stands for it)."""
+    number = signal.SIGTERM if number == signal.SIGINT else number
+    with contextlib.suppress(OSError):
+        mask = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+        return bool(int(mask, 16) >> (number - 1) & 1)
+    return True  # it ended meanwhile
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signals_at_random(number, corpus, whole, tmp_path, full):
     rounds, rng, longest, codes = 50 if full else 4, random.Random(number), 0.0, {}
@@ -234,7 +243,7 @@ def test_signals_at_random(number, corpus, whole, tmp_path, full):
         process = start_encode(
             corpus, output, "--num-processes", rng.choice([1, 3]), start_new_session=True
         )
-        wait_for(lambda: staging_of(output).exists())  # from here on it is up
+        wait_for(lambda pid=process.pid: catches(pid, number))  # from here on it is up
         time.sleep(rng.uniform(0, whole[1]))
         sent = time.monotonic()
         os.killpg(process.pid, number)
@@ -641,7 +650,7 @@ def peak_memory(command, units):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_memory_does_not_depend_on_the_corpus(kind, tmp_path, full):
     megabytes, line = (
-        2_000 if full else 300,
+        2_000 if full else 450,
         json.dumps({"id": 0, "text": "words of a passage " * 50}),
     )
     rows = megabytes * 1_000_000 // len(line)
@@ -663,15 +672,14 @@ def test_memory_does_not_depend_on_the_corpus(kind, tmp_path, full):
                 number = random.getrandbits(64)
                 texts = [f"{number} {i} {'words of a passage ' * 50}" for i in range(10_000)]
                 writer.write_table(pa.table({"id": range(10_000), "text": texts}, schema=schema))
-    share, most = (
-        (10, 1.2) if full else (3, 1.35)
-    )  # three units of 8 MiB are parsed, encoded and written at once: some more or less of each
+    share = 10 if full else 3
     command = [sys.executable, "-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "o"]
     early, last = peak_memory(command, corpus.stat().st_size / 2**24 / share)
     print(
         f"\n{corpus.stat().st_size / 1e6:.0f} MB of {kind}: peak {early / 1e6:.0f} MB at 1/{share}, {last / 1e6:.0f} MB in all"
     )
-    assert last <= most * early
+    # How many units of 8 MiB are parsed, encoded and written at the same time differs from run to run.
+    assert last - early <= 200e6
 
 
 def tree_memory(command, **options):
