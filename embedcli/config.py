@@ -64,7 +64,9 @@ class RunOptions:
 
     `num_processes` None takes one for each device. `update` reuses the vectors of the output as it
     is, `overwrite` replaces an output of another recipe, `fresh` forgets what an interrupted run
-    left. `watchdog` is in seconds: how long a worker may show no progress; 0 is for ever.
+    left. `join` works on an output together with others that run the same command; `wait` goes on
+    waiting for them without work of its own. `watchdog` is in seconds: how long a worker may show
+    no progress; 0 is for ever, None for some minutes, or longer where batches take longer.
     `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that
     pays for about `expected_tokens`, which are None until that is known. `plain` runs padded
     batches as the model's class does.
@@ -77,7 +79,9 @@ class RunOptions:
     update: bool = False
     overwrite: bool = False
     fresh: bool = False
-    watchdog: float = 1800.0
+    join: bool = False
+    wait: bool = True
+    watchdog: float | None = None
     compile: CompileMode = "auto"
     expected_tokens: int | None = None
     plain: bool = False

@@ -130,6 +130,10 @@ _OS_ERRORS: dict[int, type[EmbedcliError]] = {
 }
 
 
+# Words of the errors of a device that is lost, or can't go on: torch raises RuntimeError for them.
+_OF_DEVICES = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "HIP error")
+
+
 def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
     """Turn an operating system's error into the one of the tree that fits; `path` where the error
     names none.
@@ -145,6 +149,17 @@ def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
         else ""
     )
     return kind(f"{where}: {reason}" if where else reason, hint)
+
+
+def _from_device_error(error: BaseException) -> EmbedcliError | None:
+    """Return the error of the tree for a device that failed, None where that isn't the reason."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, RuntimeError) and any(word in reason for word in _OF_DEVICES):
+        return DeviceError(
+            f"the device failed: {reason[:300]}",
+            "the same command continues from what is finished; nvidia-smi shows what the device is at",
+        )
+    return None
 
 
 def _from_memory_error(error: BaseException) -> EmbedcliError | None:
@@ -163,7 +178,9 @@ def as_foreseen(error: BaseException) -> EmbedcliError | None:
     """Return the error of the tree that an error stands for, None where it was not foreseen."""
     if isinstance(error, EmbedcliError):
         return error
-    return from_os_error(error) if isinstance(error, OSError) else _from_memory_error(error)
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    return _from_memory_error(error) or _from_device_error(error)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ device or a descriptor (`/dev/stderr`, `>(command)`) is written to as it is.
 
 import os
 import re
+import secrets
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,6 +177,36 @@ def unfinished_of(target: Path) -> Path:
 
 def _unfinished_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.embedcli-tmp")
+
+
+def make_exclusively(path: Path, content: bytes) -> bool:
+    """Make a file, if there is none of the name: False where there is.
+
+    It appears with its content: a link of a finished file. Where there are no links it is made
+    empty, and filled.
+    """
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.write_bytes(content)
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        return False
+    except OSError:
+        try:
+            with open(path, "xb") as stream:
+                stream.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        unfinished.unlink()
+    return True
+
+
+def replace_content(path: Path, content: bytes) -> None:
+    """Write a small file so that readers see the old content or the new; not durable."""
+    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    unfinished.write_bytes(content)
+    os.replace(unfinished, path)
 
 
 def rename(source: Path, target: Path) -> None:

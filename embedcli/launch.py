@@ -1,4 +1,4 @@
-"""Processes and devices: the rank that a launcher gives, the devices of this machine, and starting
+"""Processes and devices: where a launcher put this process, the devices of this machine, and starting
 workers on them.
 
 The only place that knows accelerate. Nothing is ever gathered or synchronized between processes:
@@ -8,66 +8,88 @@ whoever works takes units by claims in a shared folder (store/claims.py).
 import contextlib
 import json
 import os
-import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from embedcli.config import RunOptions
-from embedcli.errors import ConfigurationError, DeviceError, UsageError
+from embedcli.errors import DeviceError, UsageError
+
+
+class _Launcher(NamedTuple):
+    """A program that starts the same command many times, and the variables by which it says so.
+
+    size: how many processes there are; local_rank: this one's number on its machine, where each is
+    to take one device; local_size: how many are on its machine; fails: any code but 0 is a failure
+    to it, for which it ends or repeats them.
+    """
+
+    name: str
+    size: str
+    local_rank: str = ""
+    local_size: str = ""
+    fails: bool = False
+
+
+# Sources: torch.distributed.run; Slurm's sbatch(1) and srun(1), output environment variables;
+# Open MPI's environment variables.
+_LAUNCHERS = (
+    _Launcher("torchrun", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", fails=True),
+    _Launcher("srun", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    _Launcher("a Slurm array", "SLURM_ARRAY_TASK_COUNT"),
+    _Launcher(
+        "mpirun",
+        *("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+        fails=True,
+    ),
+)
+# A Kubernetes Job in Indexed mode tells each pod its index, and none how many there are.
+_KUBERNETES = "JOB_COMPLETION_INDEX"
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among those that `accelerate launch` or `torchrun` started; alone without them.
+class Placement:
+    """Where a launcher put this process among others that run the same command.
 
-    `token` is the same for all of them, and new in each run.
+    launcher: its name; empty where there is none. local_rank: the number of the one device that
+    this process is to use; None for all. local_size: how many share this machine's cores. fails:
+    see `_Launcher`.
     """
 
-    token: str
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    launcher: str = ""
+    local_rank: int | None = None
+    local_size: int = 1
+    fails: bool = False
 
 
-def join(options: RunOptions) -> World:
-    """Find this process's rank.
-
-    Raises ConfigurationError where accelerate and the launcher's environment disagree: each process
-    would believe that it is alone, and embed the whole corpus.
-    """
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size <= 1:
-        return World(secrets.token_hex(8))
-    if options.num_processes is not None:
-        raise UsageError("--num-processes: the launcher has settled how many processes there are")
-    os.environ.setdefault(
-        "OMP_NUM_THREADS", str(max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE") or size)))
-    )
-    from accelerate import PartialState
-    from accelerate.utils import broadcast_object_list
-
-    # Ranks and one word at the start are all that is wanted of it, so the CPU's backend will do; without `cpu`
-    # accelerate calls each process rank 0 of 1 where there is no GPU.
-    state = PartialState(cpu=True)
-    announced, joined = (int(os.environ["RANK"]), size), (state.process_index, state.num_processes)
-    if announced != joined:
-        raise ConfigurationError(
-            f"the launcher says rank {announced[0]} of {announced[1]}, accelerate says rank {joined[0]} of {joined[1]}",
-            "start it by torchrun, or by accelerate launch --multi_gpu",
-        )
-    token: str = broadcast_object_list([secrets.token_hex(8)])[0]
-    world = World(token, state.process_index, state.num_processes, state.local_process_index)
-    state.destroy_process_group()
-    return world
+def placement(environment: Mapping[str, str] = os.environ) -> Placement:
+    """Find out whether a launcher started this process among others."""
+    for launcher in _LAUNCHERS:
+        if int(environment.get(launcher.size) or 1) > 1:
+            rank = environment.get(launcher.local_rank)
+            local_size = int(environment.get(launcher.local_size) or 1)
+            return Placement(launcher.name, int(rank) if rank else None, local_size, launcher.fails)
+    if environment.get(_KUBERNETES):
+        return Placement("a Kubernetes Job", fails=True)
+    return Placement()
 
 
-def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
+def share_cores(place: Placement) -> None:
+    """Leave the other processes on this machine their cores; to be called before torch is imported."""
+    if place.local_size > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // place.local_size)))
+
+
+def devices(options: RunOptions, needs_torch: bool, place: Placement) -> list[str]:
     """List the device of each process that should work here.
 
-    Imports torch where a CUDA device may be meant.
+    Imports torch where a CUDA device may be meant. Raises DeviceError, UsageError.
     """
+    if place.local_rank is not None and options.num_processes is not None:
+        raise UsageError("--num-processes: the launcher has settled how many processes there are")
     if not needs_torch or options.device == "cpu":
         return ["cpu"] * (options.num_processes or 1)
     import torch
@@ -81,8 +103,8 @@ def devices(options: RunOptions, needs_torch: bool, world: World) -> list[str]:
                 "--device cuda: this machine shows no CUDA device", "--device cpu runs anywhere"
             )
         return ["cpu"] * (options.num_processes or 1)
-    if world.size > 1:
-        return [f"cuda:{world.local_rank % count}"]
+    if place.local_rank is not None:
+        return [f"cuda:{place.local_rank % count}"]
     return [f"cuda:{number % count}" for number in range(options.num_processes or count)]
 
 

@@ -23,10 +23,12 @@ _FIRST_OWN_DESCRIPTOR = 32
 
 def watch() -> None:
     """From now on a signal raises Interrupted in the main thread; where that takes too long, the
-    process ends.
+    process ends. A signal that is ignored stays so.
     """
     for number in SIGNALS:
-        signal.signal(number, _interrupt)
+        # What the caller has us ignore stays ignored: SIGHUP under nohup, SIGINT behind a script's `&`.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     _start_listening()
 
 

@@ -30,6 +30,10 @@ hypothesis.settings.load_profile("embedcli")
 REPOSITORY = Path(__file__).parent.parent
 SAMPLE = REPOSITORY / "sample_data"
 
+# Under nohup, or behind a script's `&`, they are ignored, also by what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # Before anything imports the hub's library.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = "/nonexistent/embedcli-tests-must-not-use-the-home-cache"

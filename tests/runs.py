@@ -68,6 +68,14 @@ def staging_of(output):
     return Path(output).parent / f".{Path(output).name}.embedcli"
 
 
+def workers_at(output):
+    """The files of the processes that take part in a run; none where it is over."""
+    try:
+        return os.listdir(staging_of(output) / "run" / "workers")
+    except FileNotFoundError:
+        return []
+
+
 def children(pid):
     """The process ids of a process's children."""
     found = []

@@ -152,8 +152,5 @@ def test_files_are_renamed_into_place_by_few():
         "files.py",
         "store/staging.py",
         "store/publish.py",
-        "store/claims.py",
-        "store/lease.py",
-        "run/plan_file.py",
         "run/steps.py",
     }

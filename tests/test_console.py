@@ -112,7 +112,10 @@ def test_a_log_line_tells_of_all_workers(capfd, monkeypatch):
     with progress.listening(quiet=False) as watcher:
         watcher.begin(1000)
         watcher.workers(
-            [Heartbeat("worker-0", stage="encoding"), Heartbeat("worker-1", stage="loading")]
+            [
+                Heartbeat("a", "worker 0", stage="encoding"),
+                Heartbeat("b", "worker 1", stage="loading"),
+            ]
         )
         now[0] = 31
         watcher.advance(310, 620)

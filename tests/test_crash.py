@@ -293,7 +293,16 @@ class Inline:
             future.set_exception(error)
         return future
 
+    def map(self, function, *arguments):
+        return map(function, *arguments)
+
     def shutdown(self, *args, **options):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         pass
 
 concurrent.futures.ThreadPoolExecutor = Inline
@@ -610,6 +619,12 @@ def test_a_full_disk(processes, small_disk, corpus, whole, full):
     print(
         f"\ndisks of {sizes} kB for {processes} processes: exit codes {codes}; all complete after space was made"
     )
+
+
+@pytest.mark.parametrize("size", [100, 1000, 4000])
+def test_a_full_disk_ends_a_command_that_joins(size, small_disk, corpus):
+    ran = run_process("encode", corpus, *HASH, "-o", small_disk(size) / "o", "--join")
+    assert (ran.code, "No space left on device" in ran.err) == (74, True), ran.err
 
 
 @pytest.mark.parametrize("output", ["-", "o"])

@@ -13,9 +13,8 @@ import pytest
 
 from embedcli import launch
 from embedcli.config import RunOptions
-from embedcli.errors import ConfigurationError, UsageError, ending_of
+from embedcli.errors import UsageError, ending_of
 from embedcli.run import supervisor
-from embedcli.store.claims import ClaimBoard
 from embedcli.store.staging import Staging
 from tests.conftest import run_process
 from tests.runs import (
@@ -333,27 +332,6 @@ def test_what_a_worker_finds_wrong_is_the_runs_error(corpus, tmp_path, monkeypat
     )
 
 
-def test_a_unit_has_one_claimant(tmp_path):
-    stage = Staging(tmp_path, tmp_path / "o", "t")
-    for folder in (stage.run, tmp_path / "attempts"):
-        folder.mkdir()
-    one, other = ClaimBoard(stage, "one"), ClaimBoard(stage, "other")
-    assert (one.claim(3), other.claim(3), other.claim(4)) == (True, False, True)
-    assert (one.claimed_by("one"), one.claimed_by("other"), one.attempts(3)) == ([3], [4], 0)
-    one.begin(3)
-    one.release(3)
-    assert other.claim(3)
-    other.begin(3)
-    assert one.attempts(3) == 2
-    other.finish(3, {"rows": 1})
-    assert (one.is_done(3), one.result(3), one.attempts(3), one.claimed_by("other")) == (
-        True,
-        {"rows": 1},
-        0,
-        [4],
-    )
-
-
 @pytest.mark.torch
 @pytest.mark.parametrize("visible", [None, "2,5", "GPU-aa,GPU-bb"])
 def test_a_worker_is_shown_its_own_device(visible, monkeypatch):
@@ -373,7 +351,7 @@ TORCH, NO_TORCH = True, False
 def test_devices(monkeypatch):
     import torch
 
-    alone, second = launch.World("t"), launch.World("t", rank=1, size=2, local_rank=1)
+    alone, second = launch.Placement(), launch.Placement("torchrun", local_rank=1)
     assert launch.devices(RunOptions(), NO_TORCH, alone) == ["cpu"]
     assert launch.devices(RunOptions(device="cpu", num_processes=3), TORCH, alone) == ["cpu"] * 3
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -388,81 +366,31 @@ def test_devices(monkeypatch):
     assert launch.devices(RunOptions(), TORCH, second) == ["cuda:1"]
 
 
-@pytest.mark.torch
-def test_a_rank_that_accelerate_does_not_confirm_is_refused(monkeypatch):
-    import accelerate
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, launch.Placement()),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": "0"}, launch.Placement()),
+        (
+            {"WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            launch.Placement("torchrun", 1, 2, fails=True),
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, launch.Placement("srun", 0)),
+        ({"SLURM_ARRAY_TASK_COUNT": "8"}, launch.Placement("a Slurm array")),
+        ({"JOB_COMPLETION_INDEX": "0"}, launch.Placement("a Kubernetes Job", fails=True)),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"},
+            launch.Placement("mpirun", 1, fails=True),
+        ),
+    ],
+)
+def test_launchers_are_known_by_their_environment(environment, place):
+    assert launch.placement(environment) == place
 
-    class Alone:
-        process_index, num_processes, local_process_index = 0, 1, 0
 
-        def __init__(self, cpu):
-            assert cpu
-
-    monkeypatch.setattr(accelerate, "PartialState", Alone)
-    for name, value in {
-        "WORLD_SIZE": "2",
-        "RANK": "1",
-        "LOCAL_RANK": "1",
-        "OMP_NUM_THREADS": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigurationError, match="rank 1 of 2, accelerate says rank 0 of 1"):
-        launch.join(RunOptions())
+def test_a_launcher_settles_how_many_processes_there_are():
     with pytest.raises(UsageError, match="the launcher has settled"):
-        launch.join(RunOptions(num_processes=2))
-
-
-@pytest.mark.heavy
-def test_ranks_of_torchrun_give_the_same_bytes(corpus, whole, tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "embedcli",
-    ]
-    done = subprocess.run(
-        [*command, "encode", corpus, *HASH, "-o", tmp_path / "o"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout, "2 processes" in done.stderr) == (f"{tmp_path / 'o'}\n", True)
-    assert (tmp_path / "o").read_bytes() == whole
-    assert not staging_of(tmp_path / "o").exists()
-
-
-@pytest.mark.heavy
-def test_two_launches_act_as_two_machines(corpus, whole, tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    machines = "--multi_gpu --num_machines 2 --num_processes 4 --main_process_ip 127.0.0.1 --mixed_precision no --dynamo_backend no"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        *machines.split(),
-        "--main_process_port",
-        str(port),
-    ]
-    run = ["-m", "embedcli", "encode", corpus, *HASH, "-o", tmp_path / "o"]
-    both = [
-        subprocess.Popen(
-            [*command, "--machine_rank", str(rank), *run],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert [out for out, _ in said] == [f"{tmp_path / 'o'}\n".encode(), b""]
-    assert b"4 processes" in said[0][1]
-    assert (tmp_path / "o").read_bytes() == whole
+        launch.devices(RunOptions(num_processes=2), NO_TORCH, launch.Placement("torchrun", 1))
 
 
 @pytest.mark.heavy

@@ -257,10 +257,11 @@ def test_a_machine_without_memory_is_no_internal_error(tmp_path):
 
 CANARY = "hf_CANARYcanaryCANARYcanaryCANARYca"
 CRASH = """
-import hashlib
+import hashlib, time
 real = hashlib.shake_128
 def shake(data):
     if b"CRASH" in data:
+        time.sleep(1)  # so that other units are finished
         raise RuntimeError("a defect")
     return real(data)
 hashlib.shake_128 = shake

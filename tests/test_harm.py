@@ -574,7 +574,7 @@ def test_the_command_line_of_a_worker_tells_nothing(tmp_path):
         "--device",
         "cpu",
     )
-    run = wait_for(lambda: list(staging_of(tmp_path / "o.parquet").glob("run-*")))[0]
+    temporary = wait_for(lambda: list(staging_of(tmp_path / "o.parquet").glob("tmp-*")))[0]
 
     def workers():
         """The command lines of two workers, once they are that: a new process has its parent's at
@@ -586,7 +586,7 @@ def test_the_command_line_of_a_worker_tells_nothing(tmp_path):
     lines = wait_for(workers)
     process.communicate()
     assert process.returncode == 0
-    token = run.name.removeprefix("run-").encode()
+    token = temporary.name.removeprefix("tmp-").encode()
     assert all(b"embedcli.run.worker" in line and token not in line for line in lines)
 
 
@@ -622,11 +622,12 @@ def attack(folder, canary):
             mine.mkdir(exist_ok=True)
             mine.chmod(0o777)
             (mine / "embedcli-staging").touch()
+            for inside in ("claims", "workers", "beats", "failed"):
+                (mine / "run" / inside).mkdir(parents=True, exist_ok=True)
             for token in tokens:
-                for inside in ("claims", "done", "beats", "failed"):
-                    (mine / f"run-{token}" / inside).mkdir(parents=True, exist_ok=True)
-                for file in ("work.pickle", "plan.json"):
-                    (mine / f"run-{token}" / file).write_bytes(pickle.dumps(Payload(canary)))
+                (mine / f"tmp-{token}").mkdir(exist_ok=True)
+            for file in ("work.pickle", "plan.json", "computation.json"):
+                (mine / "run" / file).write_bytes(pickle.dumps(Payload(canary)))
             name.rename(folder / f"away-{swapped}")
             mine.rename(name)
             swapped += 1

@@ -116,4 +116,4 @@ def test_a_text_that_never_fits_is_rejected(kind, cli, tiny_bert, corpus, memory
 def test_other_faults_of_the_device_are_not_swallowed(cli, tiny_bert, corpus, memory):
     memory(30, RuntimeError("CUDA error: device-side assert triggered"))
     ran = encode(cli, tiny_bert, corpus, "o")
-    assert (ran.code, "device-side assert" in ran.err) == (70, True)
+    assert (ran.code, "the device failed: CUDA error: device-side assert" in ran.err) == (69, True)

@@ -269,7 +269,9 @@ def files_below(folder):
 def test_damage_in_staging_is_done_again(seed, cli, corpus, interrupt, whole, tmp_path):
     output, rng = tmp_path / "out.parquet", random.Random(seed)
     interrupt(corpus, output)
-    for victim in rng.sample(files_below(staging_of(output)), 2):
+    files = files_below(staging_of(output))
+    # Who held the lease: a bit of it may make it this process, which lives.
+    for victim in rng.sample([file for file in files if "lease-" not in file.name], 2):
         damage(victim, rng)
     ran, _ = encode(cli, corpus, output)
     assert ran.code in (0, 78), ran.err

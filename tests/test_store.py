@@ -269,6 +269,20 @@ def test_signals_end_the_run_with_their_code(number, big, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
 
 
+def test_a_signal_that_the_caller_ignores_stays_ignored(big, tmp_path):
+    def ignore():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    command = ["encode", big, "--role", "query", "--model", "hash:64", "-o", tmp_path / "o"]
+    process = start(*command, preexec_fn=ignore)
+    while not (tmp_path / ".o.embedcli").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert (tmp_path / "o").exists()
+
+
 def test_a_full_disk_is_code_74(tmp_path):
     import resource
 

@@ -97,14 +97,27 @@ def encode(
         ),
     ] = None,
     watchdog: Annotated[
-        float,
+        float | None,
         option(
-            "Seconds without progress after which a worker is given up; 0: never.",
+            "End a worker without progress for so long; 0: never. Default: adaptive.",
             "--watchdog",
-            metavar="SECONDS",
+            metavar="SEC",
             min=0,
         ),
-    ] = 1800.0,
+    ] = None,
+    join: Annotated[
+        bool,
+        option(
+            "Share the work with all machines that run this command.",
+            "--join",
+        ),
+    ] = False,
+    no_wait: Annotated[
+        bool,
+        option(
+            "With --join: end with 75 once no work is left, don't wait for the output.", "--no-wait"
+        ),
+    ] = False,
     update: Annotated[
         bool,
         option(
@@ -218,7 +231,7 @@ def encode(
 
     Exit codes: 0 done; 3 done with rejected rows; 65 bad data; 66 input missing; 69 workers or
     device lost; 73 output can't be created; 74 disk full; 75 output locked; 78 model or template
-    unusable, or another recipe than before.
+    unusable, or another recipe (with --join: input, options) than before.
     """
     from embedcli import run, sources
     from embedcli.models.request import ModelRequest
@@ -233,6 +246,8 @@ def encode(
         overwrite=overwrite,
         fresh=fresh,
         watchdog=watchdog,
+        join=join,
+        wait=not no_wait,
         compile=compile,
     )
     _check_together(update, fresh, dry_run, output, max_removed)
@@ -335,15 +350,15 @@ def _encode(job: "Job", quiet: bool, report: Report) -> int:
     stdout = sys.stdout.buffer if job.output.path == STDOUT else None
     with progress.listening(quiet) as listener:
         summary = run.encode_corpus(job, listener, stdout)
-    if summary is None:  # a higher rank: rank 0 speaks for all
-        return EXIT_OK
     # A launcher takes any code but 0 for a failure, and may start all over.
     is_partial = summary.counts.rejected and not summary.launched
     code = EXIT_REJECTED if is_partial else EXIT_OK
     report.write(Ending(code), summary.to_json())
     if not quiet:
         run_summary.print_summary(summary)
-    if job.output.path != STDOUT:
+    # The standard output of ranks is one: one speaks for all.
+    speaks = summary.coordinated or not summary.launched
+    if job.output.path != STDOUT and speaks:
         console.result(job.output.path)
     return code
 

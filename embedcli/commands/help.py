@@ -28,8 +28,8 @@ _GROUPS = {
         "max_removed",
         "overwrite",
     ),
-    "Run": ("fresh", "dry_run", "report", "quiet", "watchdog", "help"),
-    "Speed": ("device", "dtype", "num_processes", "batch_tokens", "compile"),
+    "Run": ("fresh", "join", "no_wait", "watchdog", "dry_run", "report", "quiet", "help"),
+    "Speed": ("device", "dtype", "batch_tokens", "compile", "num_processes"),
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
 _ENVIRONMENT = (

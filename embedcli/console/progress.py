@@ -89,8 +89,9 @@ class _Lines(_Silent):
         say(f"{pace.rows:,} of {pace.total:,} rows, {speed}, {duration(pace.seconds_left)} left")
 
     def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
-        busy = sum(heartbeat.stage == "encoding" for heartbeat in heartbeats)
-        self._busy = f", {busy} of {len(heartbeats)} workers encoding"
+        stages = {heartbeat.name: heartbeat.stage for heartbeat in heartbeats}
+        busy = sum(stage == "encoding" for stage in stages.values())
+        self._busy = f", {busy} of {len(stages)} workers encoding"
 
 
 class _Bar(_Silent):
@@ -120,19 +121,19 @@ class _Bar(_Silent):
 
     def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
         for heartbeat in heartbeats:
-            if heartbeat.worker not in self._workers:
+            if heartbeat.name not in self._workers:
                 if len(self._workers) == _SHOWN_WORKERS:
                     continue
-                self._workers[heartbeat.worker] = self._progress.add_task("", total=None, speed="")
+                self._workers[heartbeat.name] = self._progress.add_task("", total=None, speed="")
             phrases = (
                 f"{heartbeat.stage} unit {heartbeat.unit}"
                 if heartbeat.unit is not None
                 else heartbeat.stage
             )
-            line = f"  {heartbeat.worker} {heartbeat.device}: {phrases}"
+            line = f"  {f'{heartbeat.name} {heartbeat.device}'.strip()}: {phrases}"
             shown = heartbeat.unit is not None
             self._progress.update(
-                self._workers[heartbeat.worker],
+                self._workers[heartbeat.name],
                 description=safe(line),
                 completed=heartbeat.rows,
                 total=heartbeat.of,

@@ -18,8 +18,19 @@ Rows = Iterator[tuple[str, str]]
 
 def print_summary(run: "Summary") -> None:
     """Print what was asked of a run, what came of it, and how fast. Rows without a value are left out."""
-    rows = [*_recipe_rows(run), *_count_rows(run), *_observation_rows(run), *_speed_rows(run)]
+    if run.coordinated:
+        rows = [*_recipe_rows(run), *_count_rows(run), *_observation_rows(run), *_speed_rows(run)]
+    else:
+        rows = [*_shared_rows(run), ("time", _times(run))]
     table([row for row in rows if row[1]])
+
+
+def _shared_rows(run: "Summary") -> Rows:
+    """Tell what this command did for an output that another one has written."""
+    counts = run.counts
+    yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+    here = f"{run.rows_here:,} rows were done here" if run.rows_here else "nothing was left to do"
+    yield "shared", f"{here}; another process has written the output"
 
 
 def _recipe_rows(run: "Summary") -> Rows:

@@ -1,9 +1,10 @@
 """Strings into vectors. Knows one model on one device; no files, ids, roles, ranks or progress bars.
 
-A backend is a row of BACKENDS and a module with three functions, which is imported when it is
+A backend is a row of BACKENDS and a module with four functions, which is imported when it is
 needed:
 
     load(spec, options) -> Encoder
+    release()                                      gives the memory of a model that is gone back
     count_tokens(spec, rendered) -> list[int]      what the model would see of each text
     token_ids(spec, rendered) -> list[list[int]]   the ids, special ones included
 """
@@ -26,6 +27,7 @@ __all__ = [
     "backend_of",
     "count_tokens",
     "load",
+    "release",
     "token_ids",
 ]
 
@@ -76,6 +78,11 @@ def load(spec: ModelSpec, options: RunOptions) -> Encoder:
     """Load a model onto its device. Raises ConfigurationError, DeviceError."""
     encoder: Encoder = backend_of(spec).functions.load(spec, options)
     return encoder
+
+
+def release(spec: ModelSpec) -> None:
+    """Give a device's memory back to other processes, once the model is referenced no more."""
+    backend_of(spec).functions.release()
 
 
 def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:

@@ -25,6 +25,10 @@ def load(spec: ModelSpec, options: RunOptions) -> "HashEncoder":
     return HashEncoder(spec)
 
 
+def release() -> None:
+    """Do nothing: all of it is ordinary memory."""
+
+
 def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
     """Count the words that the pseudo-model would see of each text."""
     return [

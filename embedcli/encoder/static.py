@@ -38,6 +38,10 @@ def load(spec: ModelSpec, options: RunOptions) -> "StaticEncoder":
     return StaticEncoder(spec)
 
 
+def release() -> None:
+    """Do nothing: all of it is ordinary memory."""
+
+
 def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:
     """Count the tokens that the model would see of each text."""
     return [len(ids) for ids in token_ids(spec, rendered)]

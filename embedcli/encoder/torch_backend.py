@@ -1,5 +1,8 @@
 """The backend `torch`: models of transformers. Settles the environment before torch is imported."""
 
+import gc
+import sys
+
 from embedcli.config import RunOptions
 from embedcli.encoder import environment
 from embedcli.encoder.api import Encoder
@@ -14,6 +17,14 @@ def load(spec: ModelSpec, options: RunOptions) -> Encoder:
     from embedcli.encoder.loading import load_model
 
     return TorchEncoder(load_model(spec, options))
+
+
+def release() -> None:
+    """Give the device's memory back that torch keeps for later, if torch was ever needed."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:

@@ -38,8 +38,12 @@ class Job:
         """What makes this run's vectors what they are."""
         return recipe_of(self.spec, self.template)
 
-    def provenance(self, made: Sequence[Made], counts: OutputCounts | None = None) -> Provenance:
-        """Return the provenance of some of this run's vectors; with the counts, of the whole output."""
+    def provenance(
+        self, made: Sequence[Made], counts: OutputCounts | None = None, signature: str = ""
+    ) -> Provenance:
+        """Return the provenance of some of this run's vectors; with counts and the run's signature,
+        of the whole output.
+        """
         column = ColumnProvenance(
             recipe=self.recipe,
             template_source=self.template.source,
@@ -51,6 +55,7 @@ class Job:
             embedcli=embedcli.__version__,
             libraries=_versions(encoder.backend_of(self.spec).libraries),
             counts=counts,
+            signature=signature,
         )
 
     def differences(self, made: ColumnProvenance) -> Differences:
@@ -132,6 +137,12 @@ class Counts:
         for count in fields(self):
             setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
 
+    @classmethod
+    def of(cls, output: OutputCounts) -> "Counts":
+        """Return the counts that an output has recorded; it doesn't tell how its rows came."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: count for name, count in asdict(output).items() if name in names})
+
     def of_output(self, rejects_sha256: str = "") -> OutputCounts:
         """Return the counts that an output records, with the digest of its rejects."""
         return OutputCounts(
@@ -152,7 +163,7 @@ class Summary:
     `inputs` are the first of `input_files` files. `rejects` is the file that lists the rejected rows,
     `first_rejects` tell why the first of them were. `launched` tells whether the processes are ranks
     of a launcher, `update` whether an earlier output was reused, `published` whether the output had
-    to change.
+    to change. Of several commands at one output one `coordinated`; `rows_here` were done by this one.
     """
 
     output: str
@@ -172,6 +183,8 @@ class Summary:
     restarts: int = 0
     update: bool = False
     published: bool = True
+    coordinated: bool = True
+    rows_here: int = 0
     counts: Counts = field(default_factory=Counts)
     seconds: dict[str, float] = field(default_factory=dict)
 

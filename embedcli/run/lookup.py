@@ -1,22 +1,19 @@
 """What lies on disk of a unit: all of it as it stands, or vectors of some of its texts."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from embedcli.errors import DataError, RowFault
-from embedcli.records import Place
+from embedcli.errors import DataError
 from embedcli.run.planning import RunPlan
-from embedcli.run.unit import UnitState, rejects_of, rows_without, select_records
+from embedcli.run.unit import UnitState
 from embedcli.store import digest, parts, reuse
 from embedcli.store.parts import EmbeddingColumns
 from embedcli.store.provenance import Made, merge_made
-from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+from embedcli.store.vector_file import RowGroup, RowGroupCache
 
 # Of row groups that begin with the same text.
 _MOST_CANDIDATES = 8
@@ -29,7 +26,6 @@ class Lookup:
         self._plan = plan
         self._cache = RowGroupCache()
         self._made_by_path: dict[Path, Sequence[Made]] = {}
-        self._resumable = plan.stage.parts_by_unit()
 
     @cached_property
     def index(self) -> reuse.VectorIndex | None:
@@ -59,10 +55,6 @@ class Lookup:
         """Leave a unit as it stands, where its part or row group holds the same texts and the same
         carried values.
         """
-        own_part = self._resumable.get(state.index)
-        if own_part is not None and self._keep_own_part(state, own_part):
-            state.kept_part = own_part
-            return True
         return any(self._keep_group(state, number) for number in self._candidates(state))
 
     def _candidates(self, state: UnitState) -> Sequence[int]:
@@ -89,42 +81,6 @@ class Lookup:
         state.result.previous = number - len(self._plan.earlier)
         self._keep(state, group, "reused")
         return True
-
-    def _keep_own_part(self, state: UnitState, part: Path) -> bool:
-        """Keep the unit's part of an interrupted run.
-
-        Rows that the model gave no vector for are listed beside it.
-        """
-        try:
-            rejected = self._rejected(state)
-            groups = VectorFile(str(part)).row_groups()
-        except (DataError, OSError, ValueError, KeyError, TypeError):
-            return False  # damaged: done again
-        places = enumerate(state.records.places) if rejected else ()
-        faults = {row: rejected[place] for row, place in places if place in rejected}
-        good = rows_without(len(state.hashes), faults)
-        # The part holds the other rows: those alone are compared with it.
-        good_records = select_records(state.records, good)
-        embedded = replace(state, records=good_records, hashes=state.hashes[good])
-        group = groups[0] if groups else RowGroup(part, 0, 0)
-        if len(good) != group.rows:
-            return False
-        if len(good) and not self._is_whole(group, embedded):
-            return False
-        state.result.rejects += rejects_of(self._plan.job, self._plan.corpus, state.records, faults)
-        self._keep(state, group, "resumed")
-        return True
-
-    def _rejected(self, state: UnitState) -> dict[Place, RowFault]:
-        """Read the rows, by place, that an interrupted run's model gave no vector for."""
-        path = self._plan.stage.rejected(state.index)
-        if not path.exists():
-            return {}
-        entries = json.loads(path.read_bytes())
-        return {
-            Place(entry["file"], entry["number"]): RowFault(entry["code"], entry["reason"])
-            for entry in entries
-        }
 
     def _is_whole(self, group: RowGroup, state: UnitState) -> bool:
         """Tell whether a part in staging holds the unit, with every byte sound."""

@@ -8,13 +8,12 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
-from embedcli import encoder, templates
-from embedcli.errors import ConfigurationError, DeviceError
-from embedcli.run.job import WAITING_FOR_INPUT, WAITING_FOR_OUTPUT, Job, timed
+from embedcli import encoder
+from embedcli.errors import DeviceError, as_foreseen
+from embedcli.run.job import WAITING_FOR_INPUT, WAITING_FOR_OUTPUT, timed
 from embedcli.run.steps import UnitSteps
 from embedcli.run.unit import UnitState
 from embedcli.store.claims import ClaimBoard, StallDetector
@@ -23,40 +22,18 @@ from embedcli.store.claims import ClaimBoard, StallDetector
 LoadForUnit = Callable[[UnitState], encoder.Encoder | None]
 
 
-def load_model(job: Job, device: str, expected_tokens: int | None = None) -> encoder.Encoder:
-    """Load the model, and see that the template leaves room for a text.
-
-    `expected_tokens`: about how many will be encoded, if that is known. Raises ConfigurationError,
-    DeviceError.
-    """
-    options = replace(job.run, device=device)
-    if options.expected_tokens is None:
-        options = replace(options, expected_tokens=expected_tokens)
-    model = encoder.load(job.spec, options)
-    empty, _ = templates.render(job.template, [""], {name: [""] for name in job.template.fields})
-    limit = job.spec.max_length
-    if model.count_tokens(empty.strings)[0] >= limit:
-        raise ConfigurationError(
-            f"the template alone takes all {limit} tokens of the max length", "raise --max-length"
-        )
-    return model
-
-
 class UnitPipeline:
     """The units that this process has claimed, each on its way from reading to writing.
 
     `next_unit` gives a unit that is read; the caller encodes it and hands it to `write`. Use it in
     a `with` block: where the block raises, units that are begun and not finished are given back, so
-    that only a process that dies leaves a mark on its unit.
+    that only a process that dies, or whose device fails, leaves a mark on its unit.
     """
 
-    def __init__(self, steps: UnitSteps, board: ClaimBoard, units: Sequence[int]) -> None:
+    def __init__(self, steps: UnitSteps, board: ClaimBoard) -> None:
         self.steps = steps
         self.board = board
         self.model: encoder.Encoder | None = None
-        self._count = len(units)
-        self._untried = iter(units)
-        self._claimed: list[int] = []
         self._begun: set[int] = set()
         self._reading: deque[tuple[int, Future[UnitState]]] = deque()
         self._writing: Future[None] | None = None
@@ -67,18 +44,21 @@ class UnitPipeline:
     def __enter__(self) -> "UnitPipeline":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
         self._reader.shutdown()
         self._writer.shutdown()
-        if kind is not None:
-            self.give_back()
+        if error is not None:
+            is_fault = self.model is not None and isinstance(as_foreseen(error), DeviceError)
+            self.give_back(is_fault)
 
     def next_unit(self) -> UnitState | None:
-        """Return the next unit once it is read; None where no unit is left."""
-        if not self._reading:
-            self._read_ahead()
-        if not self._reading:
-            return None
+        """Return the next unit once it is read; None where no unit is left to claim."""
+        if not self._reading and not self._read_ahead():
+            self.wait_for_writing()
+            if not (self.board.take_over() and self._read_ahead()):
+                return None
         index, reading = self._reading.popleft()
         self.board.begin(index)
         self._begun.add(index)
@@ -91,20 +71,17 @@ class UnitPipeline:
         )
         with timed(self._waited, WAITING_FOR_INPUT):
             state = reading.result()
-        if self._may_read_ahead():
+        # The last units are left to workers that have none.
+        if self.board.has_plenty:
             self._read_ahead()
         return state
 
-    def _may_read_ahead(self) -> bool:
-        """Leave the last units to processes that have none."""
-        return self._count - self.board.count_claims() >= self.steps.plan.workers
-
-    def _read_ahead(self) -> None:
-        for index in self._untried:
-            if not self.board.is_done(index) and self.board.claim(index):
-                self._claimed.append(index)
-                self._reading.append((index, self._reader.submit(self._read, index)))
-                return
+    def _read_ahead(self) -> bool:
+        index = self.board.next_unit()
+        if index is None:
+            return False
+        self._reading.append((index, self._reader.submit(self._read, index)))
+        return True
 
     def _read(self, index: int) -> UnitState:
         state = self.steps.read(index)
@@ -128,28 +105,27 @@ class UnitPipeline:
             with timed(self._waited, WAITING_FOR_OUTPUT):
                 self._writing.result()
 
-    def give_back(self) -> None:
-        """Release what this process has claimed and not finished."""
-        for index in self._claimed:
-            # A full disk must not hide the error that brought us here.
-            with contextlib.suppress(OSError):
-                if self.board.is_done(index):
-                    continue
-                self.board.release(index)
-                if index in self._begun:
+    def give_back(self, is_fault: bool = False) -> None:
+        """Let others take what this process has claimed and not finished; `is_fault` where its units
+        may be why.
+        """
+        # A full disk must not hide the error that brought us here.
+        with contextlib.suppress(OSError):
+            self.board.give_back()
+            for index in self._begun:
+                if index not in self.board.results and not is_fault:
                     self.board.forget_attempt(index)
 
 
 def run_pipeline(
     steps: UnitSteps,
     board: ClaimBoard,
-    units: Sequence[int],
     load: LoadForUnit,
     on_unit: Callable[[UnitState], None] = lambda state: None,
     on_done: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Do all units that nobody has claimed. Return False where workers should go on."""
-    with UnitPipeline(steps, board, units) as pipeline:
+    """Do all units that nobody else is at. Return False where workers should go on."""
+    with UnitPipeline(steps, board) as pipeline:
         while (state := pipeline.next_unit()) is not None:
             on_unit(state)
             if len(state.missing) and pipeline.model is None:
@@ -157,6 +133,7 @@ def run_pipeline(
                 pipeline.model = load(state)
                 if pipeline.model is None:
                     pipeline.give_back()
+                    board.beat(stage="starting workers", unit=None)
                     return False
             failed = _encode(pipeline, state)
             pipeline.write(state, failed)
@@ -182,20 +159,21 @@ def _encode(pipeline: UnitPipeline, state: UnitState) -> dict[int, str]:
 
 
 @contextlib.contextmanager
-def watchdog(board: ClaimBoard, seconds: float, warn: Callable[[str], None]) -> Iterator[None]:
-    """End this process where it shows no sign of life for so long: nobody else watches it."""
+def watchdog(board: ClaimBoard, limit: float | None, warn: Callable[[str], None]) -> Iterator[None]:
+    """End this process where it shows no sign of life for too long: nobody else watches it."""
     ended = threading.Event()
 
     def watch() -> None:
-        detector = StallDetector()
-        while not ended.wait(min(1.0, seconds / 4)):
-            if detector.is_stalled(board.moves, seconds):
+        detector = StallDetector(limit)
+        while not ended.wait(min(1.0, detector.limit / 4)):
+            if detector.is_stalled(board.own.moves):
                 warn(
-                    f"no progress for {seconds:g} s: given up; the same command continues (--watchdog sets the time)"
+                    f"no progress for {detector.limit:g} s: given up; the same command continues "
+                    "(--watchdog sets the time)"
                 )
                 os._exit(DeviceError.exit_code)
 
-    if seconds > 0:
+    if limit is None or limit > 0:
         threading.Thread(target=watch, name="watchdog", daemon=True).start()
     try:
         yield

@@ -1,19 +1,20 @@
 """A run's plan as a JSON file in the staging directory: one process writes it, workers and other
-ranks read it.
+machines read it.
 
 Nothing in it is code: types are checked as it is read. The Arrow schema stands in it as Arrow IPC.
 """
 
 import base64
 import json
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from embedcli.config import STDOUT
+from embedcli.config import STDIN, STDOUT
+from embedcli.files import replace_content
 from embedcli.records import Corpus, InputFile, Unit
 from embedcli.run.job import Job
 from embedcli.run.lookup import Lookup
@@ -28,7 +29,7 @@ _STAGING = "\0staging"
 
 @dataclass(frozen=True)
 class _PlanFile:
-    """A RunPlan as JSON holds it, and the units that are to be done."""
+    """A RunPlan as JSON holds it."""
 
     job: Job
     files: tuple[InputFile, ...]
@@ -38,63 +39,75 @@ class _PlanFile:
     previous: tuple[RowGroup, ...]
     earlier: tuple[RowGroup, ...]
     candidates: dict[str, tuple[int, ...]]
-    workers: int
-    todo: tuple[int, ...]
+    signature: str
 
 
-def save(plan: RunPlan, lookup: Lookup, units: Sequence[int]) -> None:
-    """Leave what other processes need to know in the run's directory, which is closed to other users."""
+def save(plan: RunPlan, lookup: Lookup, folder: Path) -> None:
+    """Leave what other processes need to know, in the run's directory or in this process's own; both
+    are closed to other users.
+    """
     _ = lookup.index  # built once, for all processes
     corpus, stage = plan.corpus, plan.stage
     content = _PlanFile(
-        job=plan.job,
+        job=_absolute(plan.job),
         files=tuple(replace(file, path=_portable(file.path, stage)) for file in corpus.files),
         units=corpus.units,
         schema=base64.b64encode(parts.schema_as_bytes(corpus.schema)).decode(),
         json_columns=corpus.json_columns,
-        previous=tuple(plan.previous),
+        previous=tuple(
+            replace(group, path=Path(os.path.abspath(group.path))) for group in plan.previous
+        ),
         candidates={key: tuple(numbers) for key, numbers in plan.candidates.items()},
         earlier=tuple(
             replace(group, path=Path(_portable(str(group.path), stage))) for group in plan.earlier
         ),
-        workers=plan.workers,
-        todo=tuple(units),
+        signature=plan.signature,
     )
     value = msgspec.to_builtins(content, str_keys=True, enc_hook=str)
-    unfinished = stage.unfinished()
-    unfinished.write_text(json.dumps(value))  # escapes the bytes of a file name that isn't UTF-8
-    unfinished.rename(stage.run / _NAME)
+    # JSON escapes the bytes of a file name that isn't UTF-8.
+    replace_content(folder / _NAME, json.dumps(value).encode())
 
 
-def read(stage: staging.Staging, job: Job | None = None) -> tuple[RunPlan, list[int]] | None:
-    """Give what was left there, and the units to be done; None where nothing is yet.
-
-    A rank has a job of its own, with its machine's paths; how to run is the plan's affair.
-    """
+def read(stage: staging.Staging, folder: Path) -> RunPlan | None:
+    """Return the plan that was left there; None where there is none yet."""
     try:
-        content = (stage.run / _NAME).read_bytes()
+        content = (folder / _NAME).read_bytes()
     except FileNotFoundError:
         return None
     file = msgspec.convert(json.loads(content), _PlanFile, str_keys=True, dec_hook=_decode)
-    job = file.job if job is None else replace(job, run=file.job.run)
     corpus = Corpus(
         files=tuple(replace(source, path=_local(source.path, stage)) for source in file.files),
         units=file.units,
         schema=parts.schema_from_bytes(base64.b64decode(file.schema)),
         json_columns=file.json_columns,
     )
-    plan = RunPlan(
-        job=job,
+    return RunPlan(
+        job=file.job,
         corpus=corpus,
-        stage=replace(stage, output=_output(job)),
+        stage=replace(stage, output=_output(file.job)),
         previous=file.previous,
         candidates=file.candidates,
         earlier=[
             replace(group, path=Path(_local(str(group.path), stage))) for group in file.earlier
         ],
-        workers=file.workers,
+        signature=file.signature,
     )
-    return plan, list(file.todo)
+
+
+def _absolute(job: Job) -> Job:
+    """Return a job with paths that don't depend on a process's working directory."""
+    rejects = job.output.rejects
+    output = replace(
+        job.output,
+        path=absolute(job.output.path),
+        rejects=None if rejects is None else absolute(rejects),
+    )
+    return replace(job, inputs=tuple(map(absolute, job.inputs)), output=output)
+
+
+def absolute(path: str) -> str:
+    """Return a path that doesn't depend on the working directory; `-` stays."""
+    return path if path in (STDIN, STDOUT) else os.path.abspath(path)
 
 
 def _output(job: Job) -> Path | None:
@@ -102,7 +115,9 @@ def _output(job: Job) -> Path | None:
 
 
 def _portable(path: str, stage: staging.Staging) -> str:
-    return path.replace(str(stage.path), _STAGING, 1) if path.startswith(f"{stage.path}/") else path
+    if path.startswith(f"{stage.path}/"):
+        return path.replace(str(stage.path), _STAGING, 1)
+    return os.path.abspath(path)
 
 
 def _local(path: str, stage: staging.Staging) -> str:

@@ -23,7 +23,8 @@ class RunPlan:
 
     previous: the row groups of the output that is updated; earlier: parts that an interrupted run
     left for the input as it was then; candidates: the numbers of those and these, in that order, by
-    the hash of their first text. workers: how many processes share the units.
+    the hash of their first text. signature: what the output is made from and how; continues: an
+    interrupted run left finished units of just that.
     """
 
     job: Job
@@ -32,7 +33,8 @@ class RunPlan:
     previous: Sequence[RowGroup] = ()
     earlier: Sequence[RowGroup] = ()
     candidates: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    workers: int = 1
+    signature: str = ""
+    continues: bool = False
 
     @property
     def groups(self) -> Sequence[RowGroup]:
@@ -55,25 +57,24 @@ def make_plan(
     stage: staging.Staging,
     listener: ProgressListener,
     dry: bool = False,
-    workers: int = 1,
 ) -> RunPlan:
     """Cut the corpus into units and find the vectors on disk; a run's `auto` goes on as they were
     made.
 
     A dry plan changes nothing on disk but the run's own directory. Raises ConfigurationError where
-    those are of another recipe, DataError where the input has too few rows, and what `sources.plan`
-    raises.
+    those are of another recipe, or others are at another input, DataError where the input has too
+    few rows, and what `sources.plan` raises.
     """
     job, updated = _compare_with_output(job, listener)
     job = replace(job, run=continue_as_before(job.run, _left_behind(job, stage, dry), updated))
-    corpus = sources.plan(job.inputs, job.input, stage.run)
+    stage.spool.mkdir(mode=0o700)
+    corpus = sources.plan(job.inputs, job.input, stage.spool)
     for note in corpus.notes:
         listener.warn(note)
     _check_rows(job, corpus)
     signature = _signature(corpus, job)
-    folders = (
-        [stage.earlier] if stage.belongs_to(signature) or not dry else [stage.parts, stage.earlier]
-    )
+    continues = stage.belongs_to(signature)
+    folders = [stage.earlier] if continues or not dry else [stage.parts, stage.earlier]
     if not dry:
         stage.adopt(signature)
     previous = VectorFile(job.output.path).row_groups() if updates_output(job) else []
@@ -85,7 +86,8 @@ def make_plan(
         previous=previous,
         earlier=earlier,
         candidates=_candidates([*earlier, *previous]),
-        workers=workers,
+        signature=signature,
+        continues=continues,
     )
     if job.output.directory and Path(job.output.path).is_dir() and not dry:
         _warn_of_absence(job, stage, listener)
@@ -94,7 +96,7 @@ def make_plan(
 
 
 def _warn_of_absence(job: Job, stage: staging.Staging, listener: ProgressListener) -> None:
-    if not publish.can_exchange(stage.run):
+    if not publish.can_exchange(stage.temporary):
         listener.warn(
             f"{job.output.path}: this file system can't exchange directories: while the new one takes "
             "its place, there is none for a moment"
@@ -241,10 +243,10 @@ def _signature(corpus: Corpus, job: Job) -> str:
     what is in them.
     """
     options = (
-        job.input.text_column,
-        job.input.columns,
-        job.input.fields,
+        replace(job.input, on_error="reject"),  # the same rows are bad, whatever becomes of them
         job.output.embedding_column,
+        job.output.vector_type,
+        job.recipe.id,
     )
     schema = [(column.name, str(column.type)) for column in corpus.schema]
     return hashlib.sha256(

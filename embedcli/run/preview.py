@@ -10,10 +10,11 @@ from pathlib import Path
 from embedcli import encoder
 from embedcli.config import STDOUT
 from embedcli.records import Rendered
+from embedcli.run import resuming
 from embedcli.run.job import Job
 from embedcli.run.planning import RunPlan
 from embedcli.run.steps import UnitSteps
-from embedcli.run.unit import UnitState
+from embedcli.run.unit import UnitResult, UnitState
 
 _SAMPLED_TEXTS = 1024
 _BYTES_PER_NUMBER = {"float32": 4, "float16": 2}
@@ -60,7 +61,11 @@ def make_preview(plan: RunPlan) -> Preview:
     steps = UnitSteps(plan)
     preview = Preview(job.output.path, plan.corpus.rows, len(plan.units))
     samples: list[Rendered] = []
+    finished = resuming.read(plan.stage, job.input.on_error) if plan.continues else {}
     for index in plan.units:
+        if index in finished:
+            _count_finished(preview, plan, finished[index])
+            continue
         state = steps.read(index)
         _count(preview, job, state)
         samples.append(_sample(state, max(1, _SAMPLED_TEXTS // len(plan.units))))
@@ -89,6 +94,14 @@ def _count(preview: Preview, job: Job, state: UnitState) -> None:
     preview.to_embed += len(state.missing)
     preview.rejected += len(state.result.rejects)
     preview.duplicates += len(state.hashes) - known - len(state.missing)
+
+
+def _count_finished(preview: Preview, plan: RunPlan, result: UnitResult) -> None:
+    """Add a unit that an interrupted run has finished."""
+    preview.unchanged += result.rows
+    preview.rejected += len(result.rejects)
+    if result.part is not None:
+        preview.output_bytes += (plan.stage.parts / result.part.file).stat().st_size
 
 
 def _sample(state: UnitState, count: int) -> Rendered:

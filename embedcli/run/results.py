@@ -9,7 +9,7 @@ from embedcli import sources
 from embedcli.config import NAMED_FILES, STDOUT, Limit
 from embedcli.errors import DataError
 from embedcli.records import Reject
-from embedcli.run.job import ProgressListener, Summary
+from embedcli.run.job import Counts, ProgressListener, Summary
 from embedcli.run.planning import RunPlan, updates_output
 from embedcli.run.unit import UnitResult, UnitState
 from embedcli.store import parts, publish, reuse, stream_writers
@@ -29,6 +29,7 @@ class RunResults:
         self._listener = listener
         self._board = ClaimBoard(plan.stage, "publisher")
         self._results: dict[int, UnitResult] = {}
+        self._finished = Counts()
         self._stdout = stdout
         self._stream: stream_writers.StreamWriter | None = None
         self._sent_units = 0
@@ -54,39 +55,45 @@ class RunResults:
     def show(self) -> None:
         """Tell the listener how far all workers together are, and send what is ready."""
         self._collect()
+        heartbeats = self._board.heartbeats()
+        self.summary.rows_here = sum(
+            heartbeat.finished_rows
+            for heartbeat in heartbeats
+            if heartbeat.worker.startswith(self.plan.stage.token)
+        )
         heartbeats = [
             heartbeat
-            for heartbeat in self._board.heartbeats()
+            for heartbeat in heartbeats
             if heartbeat.unit is not None and heartbeat.unit not in self._results
         ]
-        rows = sum(result.counts.rows_in for result in self._results.values())
-        rows += sum(heartbeat.rows for heartbeat in heartbeats)
-        tokens = sum(result.counts.encoded_tokens for result in self._results.values())
-        tokens += sum(heartbeat.tokens for heartbeat in heartbeats)
+        rows = self._finished.rows_in + sum(heartbeat.rows for heartbeat in heartbeats)
+        tokens = self._finished.encoded_tokens + sum(heartbeat.tokens for heartbeat in heartbeats)
         # A worker that dies takes the rows of its unit back; a bar doesn't go back.
         self.advance(max(0, rows - self._shown_rows), max(0, tokens - self._shown_tokens))
         self.send_ready()
 
     def _collect(self) -> None:
-        for index in self._board.done() - set(self._results):
-            self._results[index] = UnitResult.from_json(self._board.result(index))
+        for index in self._board.results.refresh():
+            result = UnitResult.from_json(self._board.results[index])
+            self._results[index] = result
+            self._finished.add(result.counts)
 
     def send_ready(self) -> None:
         """Send the units whose turn it is, unless too many rows are rejected already."""
         limit = self.plan.job.output.max_rejected
+        self._collect()
         if limit != Limit():
-            self._collect()
-            rejected = sum(result.counts.rejected for result in self._results.values())
-            _check("--max-rejected", limit, rejected, self.plan.corpus.rows, "rejected")
+            rejected, rows = self._finished.rejected, self.plan.corpus.rows
+            _check("--max-rejected", limit, rejected, rows, "rejected")
         if self.plan.job.output.path != STDOUT:
             return
         units = self.plan.units
-        while self._sent_units < len(units) and self._board.is_done(units[self._sent_units]):
+        while self._sent_units < len(units) and units[self._sent_units] in self._results:
             self._send(units[self._sent_units])
             self._sent_units += 1
 
     def _send(self, index: int) -> None:
-        result = UnitResult.from_json(self._board.result(index))
+        result = self._results[index]
         assert result.part is not None  # a stream has no earlier output
         part = self.plan.stage.parts / result.part.file
         if result.rows:
@@ -118,12 +125,13 @@ class RunResults:
         self._sum_up(results, made)
         self._account()
         if not counts.rows_out and rejects and not job.output.allow_empty:
-            self.plan.stage.forget_parts(("parts", "rejected"))  # all of them are empty
+            self.plan.stage.forget_parts(("parts", "results"))  # all of them are empty
             raise _all_rejected(rejects)
         keeps_rejects = job.output.rejects is not None or job.output.rejects_inside
         rejects_file = publish.rejects_as_bytes(rejects) if keeps_rejects else b""
         rejects_sha256 = hashlib.sha256(rejects_file).hexdigest() if rejects_file else ""
-        provenance = job.provenance(made, counts.of_output(rejects_sha256))
+        signature = self.plan.signature
+        provenance = job.provenance(made, counts.of_output(rejects_sha256), signature)
         to_file = job.output.path != STDOUT
         self.summary.published = not (to_file and self._is_unchanged(results, provenance))
         if self.summary.published and self.plan.previous:
@@ -182,7 +190,10 @@ class RunResults:
         if previous_groups != list(range(len(self.plan.previous))):
             return False
         stored = VectorFile(self.plan.job.output.path).provenance
-        return stored is not None and stored.counts == provenance.counts
+        if stored is None or stored.counts != provenance.counts:
+            return False
+        # Others see by the signature that this run is through.
+        return not self.plan.job.run.join or stored.signature == provenance.signature
 
     def _publish(
         self, results: Sequence[UnitResult], provenance: Provenance, rejects_file: bytes

@@ -5,7 +5,6 @@ is nothing to encode: then no model is loaded.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 
 import numpy as np
 
@@ -25,7 +24,7 @@ from embedcli.run.unit import (
     select_records,
     select_rendered,
 )
-from embedcli.store import parts, publish, reuse, staging
+from embedcli.store import parts, publish, reuse
 from embedcli.store.parts import ColumnNames, EmbeddingColumns
 from embedcli.store.provenance import Made, merge_made
 
@@ -140,15 +139,15 @@ class UnitSteps:
             good = rows_without(len(state.text_numbers), faults)
             counts.embedded = int(np.isin(state.text_numbers[good], state.missing).sum())
             with timed(result.seconds, "writing"):
-                self._write(state, good, faults)
+                self._write(state, good)
         result.rejects.sort(key=lambda reject: reject.number)
         counts.rows_in = self.plan.corpus.units[state.index].rows
         counts.rows_out = result.rows
         counts.rejected = len(result.rejects)
         return result
 
-    def _write(self, state: UnitState, good: Numbers, faults: Mapping[int, RowFault]) -> None:
-        """Write the unit's part: carried columns, then ours. Its rename makes the unit done."""
+    def _write(self, state: UnitState, good: Numbers) -> None:
+        """Write the unit's part: carried columns, then ours."""
         job, stage, result = self.plan.job, self.plan.stage, state.result
         numbers = state.text_numbers[good]
         columns = state.columns.select(numbers)
@@ -156,15 +155,6 @@ class UnitSteps:
         result.made = list(merge_made(result.made))
         result.counts.tokens = int(columns.tokens.sum())
         result.counts.truncated = int(columns.truncated.sum())
-        if faults:
-            rejected = [
-                {**state.records.places[row]._asdict(), **asdict(fault)}
-                for row, fault in faults.items()
-            ]
-            staging.write_json(stage.unfinished(), stage.rejected(state.index), rejected)
-        else:
-            # Left by an attempt that didn't get as far as its part.
-            stage.rejected(state.index).unlink(missing_ok=True)
         carried = select_records(state.records, good).table
         table = parts.assemble(
             carried, self.plan.schema, ColumnNames.of(job.output.embedding_column), columns

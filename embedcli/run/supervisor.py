@@ -1,13 +1,14 @@
 """Several workers on one machine: starts them, watches them, and restarts those that die.
 
-A unit that has killed its worker twice is quarantined until the others are done; then its bad texts
-are looked for.
+They take their units as workers elsewhere do, by claims. A unit that has killed whoever tried it twice
+is left by all until the others are done; then its bad texts are looked for.
 """
 
 import contextlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,44 +17,40 @@ from pathlib import Path
 from typing import Any
 
 from embedcli import encoder, errors, launch
-from embedcli.errors import DeviceError
-from embedcli.run import plan_file
-from embedcli.run.job import ProgressListener
+from embedcli.errors import DeviceError, StorageError
+from embedcli.run.job import Job, ProgressListener
 from embedcli.run.planning import RunPlan
 from embedcli.run.steps import UnitSteps
 from embedcli.store import staging
-from embedcli.store.claims import ClaimBoard, Heartbeat, StallDetector
+from embedcli.store.claims import MAX_ATTEMPTS, ClaimBoard, Heartbeat, StallDetector
 
 _TICK_SECONDS = 0.05
 # A worker that dies so often without finishing a unit is given up, sooner where it dies before it has a unit.
 _MAX_DEATHS = 5
 _MAX_EARLY_DEATHS = 3
-_MAX_ATTEMPTS = 2
 # Texts of a unit are tried in so many slices, then those of the slice that killed.
 _SLICES = 16
 _MAX_BAD_TEXTS = 4
 _LOG_LINES = 5
-
-
-def is_quarantined(board: ClaimBoard, index: int) -> bool:
-    """Tell whether a unit has killed whoever tried it, again and again."""
-    return board.attempts(index) >= _MAX_ATTEMPTS
+_KILL_SECONDS = 10.0
 
 
 @dataclass
 class _Worker:
     """A place for a process on a device: the process that has it now, and how its processes fared.
 
-    deaths: processes that died in a row without finishing a unit; early_deaths: those that died
-    before they had one. stalled: this process was ended since it showed no progress.
+    id: what the process is called in the run's files, new for each. deaths: processes that died in
+    a row without finishing a unit; early_deaths: those that died before they had one. stalled: this
+    process was ended since it showed no progress.
     """
 
     number: int
     device: str
+    detector: StallDetector
+    id: str = ""
     process: "subprocess.Popen[bytes] | None" = None
     deaths: int = 0
     early_deaths: int = 0
-    detector: StallDetector = field(default_factory=StallDetector)
     stalled: bool = False
     given_up: bool = False
 
@@ -63,63 +60,69 @@ class _Worker:
         return f"worker {self.number} ({self.device})"
 
     @property
-    def board_name(self) -> str:
-        """What it is called on the claim board."""
-        return f"worker-{self.number}"
+    def is_through(self) -> bool:
+        """Has it ended, with nothing left to do, or for good?"""
+        return self.given_up or (self.process is not None and self.process.poll() == 0)
 
     def kill(self) -> None:
-        """End its process, and wait for that."""
+        """End its process. One that hangs in the kernel is left behind after a while."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(_KILL_SECONDS)
 
 
 @dataclass
 class WorkerSupervisor:
-    """The workers of a run. `on_tick` is called again and again while they work."""
+    """The workers of this machine. `on_tick` is called again and again while they work; `lost` are
+    devices whose workers kept dying.
+    """
 
     plan: RunPlan
     steps: UnitSteps
     board: ClaimBoard
-    units: Sequence[int]
     devices: Sequence[str]
     listener: ProgressListener
     on_tick: Callable[[], None]
-    quarantined: set[int] = field(default_factory=set)
     restarts: int = 0
+    lost: set[str] = field(default_factory=set)
+    _starts: Iterator[int] = field(default_factory=itertools.count)
 
     def run(self) -> None:
-        """Have all units done.
+        """Have all units done that no others are at, but those that kill.
 
         Raises DeviceError where all workers fail repeatedly, and what a worker raises.
         """
-        workers = [_Worker(number, device) for number, device in enumerate(self.devices)]
-        plan_file.save(self.plan, self.steps.lookup, self.units)
-        for index in self.quarantined:
-            self.board.claim(index)
+        workers = [self._worker(number, device) for number, device in enumerate(self.devices)]
         with self._ended_with(workers):
-            while self._remaining():
+            while any(not worker.is_through for worker in workers):
                 for worker in workers:
                     self._look_after(worker)
                 if all(worker.given_up for worker in workers):
                     raise DeviceError(
                         "all workers failed repeatedly", self._last_output(workers[-1])
                     )
-                self._tick()
-        for index in sorted(self.quarantined):
-            self._do_without_bad_texts(index)
+                self._tick(workers)
 
-    def _remaining(self) -> set[int]:
-        return set(self.units) - self.quarantined - self.board.done()
+    def _worker(self, number: int, device: str) -> _Worker:
+        return _Worker(number, device, StallDetector(self.plan.job.run.watchdog))
 
-    def _tick(self) -> None:
-        raise_failure(self.board)
-        heartbeats = self.board.heartbeats()
+    def _tick(self, workers: Sequence[_Worker]) -> None:
+        self._raise_failure(workers)
         self.listener.workers(
-            [heartbeat for heartbeat in heartbeats if heartbeat.worker != self.board.worker]
+            [beat for beat in self.board.heartbeats() if beat.worker != self.board.worker]
         )
         self.on_tick()
         time.sleep(_TICK_SECONDS)
+
+    def _raise_failure(self, workers: Sequence[_Worker]) -> None:
+        """Raise the error that one of these workers wrote down."""
+        for worker in workers:
+            failure = self.board.failure(worker.id)
+            if failure is not None:
+                kind = getattr(errors, failure["kind"], None)
+                message, hint = failure["message"], failure["hint"]
+                raise kind(message, hint) if kind else RuntimeError(message)
 
     def _look_after(self, worker: _Worker) -> None:
         """Start a worker that has no process, end one that stalls, and account for one that died."""
@@ -133,18 +136,25 @@ class WorkerSupervisor:
         if code is None:
             self._check_progress(worker)
         elif code != 0:
-            raise_failure(self.board)  # it has said why
+            self._raise_failure([worker])  # it has said why
+            if code == StorageError.exit_code:  # and could not write it down
+                raise StorageError(
+                    f"{self.plan.stage.name}: No space left on device, or it fails",
+                    "make space and run the same command again",
+                )
             self._on_death(worker, code)
-        elif self.board.any_free(self._remaining()):
+        elif any(self.board.claimable()):
             worker.process = None  # it ended while another one's units were not free yet
 
     def _start(self, worker: _Worker, order: dict[str, Any] | None = None) -> None:
         stage = self.plan.stage
+        worker.id = f"{stage.token}-{worker.number}-{next(self._starts)}"
         errand = {
             "path": str(stage.path),
             "name": str(stage.name),
-            "token": stage.token,
-            "number": worker.number,
+            "worker": worker.id,
+            "plan": stage.temporary.name,
+            "called": called(self.plan.job, f"worker {worker.number}"),
             "device": worker.device,
             "parent": os.getpid(),
             "order": order,
@@ -154,54 +164,49 @@ class WorkerSupervisor:
         worker.process = launch.start(
             errand, stage.handle, worker.device, processes, self._log_path(worker), needs_torch
         )
-        worker.detector = StallDetector()
+        worker.detector = StallDetector(self.plan.job.run.watchdog)
         worker.stalled = False
 
     def _check_progress(self, worker: _Worker) -> None:
         """End a worker that shows no progress; it then counts as one that died."""
         heartbeat = self._heartbeat(worker)
         moves = heartbeat.moves if heartbeat else -1
-        if worker.detector.is_stalled(moves, self.plan.job.run.watchdog):
+        if worker.detector.is_stalled(moves):
             worker.stalled = True
             worker.kill()
 
     def _heartbeat(self, worker: _Worker) -> Heartbeat | None:
         for heartbeat in self.board.heartbeats():
-            if heartbeat.worker == worker.board_name:
+            if heartbeat.worker == worker.id:
                 return heartbeat
         return None
 
     def _on_death(self, worker: _Worker, code: int) -> None:
-        """Release a dead worker's units, quarantine those that have killed before, and restart it,
-        or give it up.
-        """
-        held = self.board.claimed_by(worker.board_name)
-        for index in held:
-            self.board.release(index)
-            if is_quarantined(self.board, index):
-                self.quarantined.add(index)
-                self.board.claim(index)
+        """Restart a worker, or give it up. Whoever is free takes over what it was at."""
         heartbeat = self._heartbeat(worker)
+        unit = heartbeat.unit if heartbeat else None
         worker.deaths = 1 if heartbeat and heartbeat.finished else worker.deaths + 1
-        worker.early_deaths = 0 if held else worker.early_deaths + 1
+        worker.early_deaths = 0 if unit is not None else worker.early_deaths + 1
         worker.given_up = worker.deaths >= _MAX_DEATHS or worker.early_deaths >= _MAX_EARLY_DEATHS
         worker.process = None
-        if not worker.given_up:
+        if worker.given_up:
+            self.lost.add(worker.device)
+        else:
             self.restarts += 1
-        self.listener.warn(self._describe_death(worker, code, held))
+        self.listener.warn(self._describe_death(worker, code, unit))
 
-    def _describe_death(self, worker: _Worker, code: int, held: Sequence[int]) -> str:
+    def _describe_death(self, worker: _Worker, code: int, unit: int | None) -> str:
         phrases = [f"{worker.name} {self._describe_exit(worker, code)}"]
         phrases.append("giving it up" if worker.given_up else "restarting it")
-        if held:
-            fate = "quarantined" if held[0] in self.quarantined else "tried again"
-            phrases.append(f"unit {held[0]} is {fate}")
+        if unit is not None:
+            fate = "quarantined" if self.board.is_quarantined(unit) else "tried again"
+            phrases.append(f"unit {unit} is {fate}")
         output = self._last_output(worker)
         return "; ".join(phrases) + (f". {output}" if output else "")
 
     def _describe_exit(self, worker: _Worker, code: int) -> str:
         if worker.stalled:
-            return f"showed no progress for {self.plan.job.run.watchdog:g} s"
+            return f"showed no progress for {worker.detector.limit:g} s"
         return _describe_code(code)
 
     def _last_output(self, worker: _Worker) -> str:
@@ -209,16 +214,20 @@ class WorkerSupervisor:
         return f"Last output: {' | '.join(lines[-_LOG_LINES:])}" if lines else ""
 
     def _log_path(self, worker: _Worker) -> Path:
-        return self.plan.stage.run / f"worker-{worker.number}.log"
+        return self.plan.stage.temporary / f"worker-{worker.number}.log"
 
-    def _do_without_bad_texts(self, index: int) -> None:
-        """Find the texts of a unit that kill the process, and have the unit done without them."""
-        worker = _Worker(len(self.devices), self.devices[0])
+    def do_without_bad_texts(self, index: int) -> None:
+        """Find the texts of a unit that kill the process, and have the unit done without them.
+
+        Raises DeviceError where it isn't single texts that kill.
+        """
+        device = next((name for name in self.devices if name not in self.lost), self.devices[0])
+        worker = self._worker(len(self.devices), device)
         bad_texts: dict[int, str] = {}
         self.listener.warn(
-            f"unit {index} ended its worker {_MAX_ATTEMPTS} times: looking for the row"
+            f"unit {index} ended its worker {MAX_ATTEMPTS} times: looking for the row"
         )
-        with self._ended_with([worker]):
+        try:
             while (reason := self._try(worker, index, bad_texts)) is not None:
                 number = self._bisect(worker, index, bad_texts)
                 if number is None or len(bad_texts) == _MAX_BAD_TEXTS:
@@ -226,6 +235,8 @@ class WorkerSupervisor:
                         f"{worker.name} dies of unit {index}: {reason}", self._last_output(worker)
                     )
                 bad_texts[number] = f"it ends the process that encodes it: {reason}"
+        finally:
+            worker.kill()
 
     def _bisect(self, worker: _Worker, index: int, bad_texts: dict[int, str]) -> int | None:
         """Return the number of a text that kills by itself; None where none does."""
@@ -258,20 +269,20 @@ class WorkerSupervisor:
         assert worker.process is not None
         while (code := worker.process.poll()) is None:
             self._check_progress(worker)
-            self._tick()
-        raise_failure(self.board)
+            self._tick([worker])
+        self._raise_failure([worker])
         if code == 0:
             return None
         self.restarts += 1
         return (
-            f"no progress for {self.plan.job.run.watchdog:g} s"
+            f"no progress for {worker.detector.limit:g} s"
             if worker.stalled
             else _describe_code(code)
         )
 
     @contextlib.contextmanager
     def _ended_with(self, workers: Sequence[_Worker]) -> Iterator[None]:
-        """End all workers with the block.
+        """End all workers with the block; that is no fault of the units they are at.
 
         They may be killed at any moment: what they finished is durable.
         """
@@ -281,8 +292,15 @@ class WorkerSupervisor:
             for worker in workers:
                 if worker.process is not None and worker.process.poll() is None:
                     worker.kill()
-                    for index in self.board.claimed_by(worker.board_name):
-                        self.board.forget_attempt(index)
+                    heartbeat = self._heartbeat(worker)
+                    if heartbeat is not None and heartbeat.unit is not None:
+                        self.board.forget_attempt(heartbeat.unit)
+
+
+def called(job: Job, worker: str = "") -> str:
+    """Return what people call this process, or a worker of it, among those that take part."""
+    names = [f"{socket.gethostname()}:{os.getpid()}" if job.run.join else "", worker]
+    return " ".join(name for name in names if name)
 
 
 def _describe_code(code: int) -> str:
@@ -295,12 +313,3 @@ def as_failure(error: Exception, stage: staging.Staging) -> dict[str, str]:
     if foreseen := errors.as_foreseen(error):
         return {"kind": type(foreseen).__name__, "message": foreseen.message, "hint": foreseen.hint}
     return {"kind": "", "message": f"{type(error).__name__}: {error}", "hint": ""}
-
-
-def raise_failure(board: ClaimBoard) -> None:
-    """Raise the error that a worker wrote down, if one did."""
-    for failure in board.failures():
-        kind = getattr(errors, failure["kind"], None)
-        raise (
-            kind(failure["message"], failure["hint"]) if kind else RuntimeError(failure["message"])
-        )

@@ -5,6 +5,7 @@ Claims units until none is left; or, by an order, does one unit without its bad 
 slices of it.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -14,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from embedcli.encoder import Encoder
+from embedcli.errors import EXIT_INTERNAL, EXIT_OK, DeviceError, as_foreseen
 from embedcli.processes import follow_parent
 from embedcli.run import plan_file, supervisor
-from embedcli.run.pipeline import load_model, run_pipeline
+from embedcli.run.loading import load_model
+from embedcli.run.pipeline import run_pipeline
+from embedcli.run.planning import RunPlan
 from embedcli.run.steps import UnitSteps
-from embedcli.store.claims import ClaimBoard
+from embedcli.store import claims
+from embedcli.store.claims import ClaimBoard, taking_part
 from embedcli.store.staging import Staging
 
 
@@ -28,28 +33,47 @@ def main(errand: dict[str, Any]) -> int:
     The staging directory is inherited as an open descriptor, which the path of the errand names.
     """
     follow_parent(errand["parent"])
-    stage = Staging(Path(errand["path"]), None, errand["token"], name=Path(errand["name"]))
-    board = ClaimBoard(stage, f"worker-{errand['number']}")
-    device: str = errand["device"]
+    stage = Staging(Path(errand["path"]), None, errand["worker"], name=Path(errand["name"]))
     try:
-        board.beat(device=device)
-        work = plan_file.read(stage)
-        assert work is not None
-        plan, units = work
-        steps = UnitSteps(plan)
-
-        @cache
-        def load() -> Encoder:
-            return load_model(plan.job, _device_here(device))
-
-        if errand["order"] is None:
-            run_pipeline(steps, board, units, lambda state: load())
-        else:
-            _carry_out(errand["order"], steps, board, load)
+        _take_part(stage, errand)
     except Exception as error:
-        board.fail(supervisor.as_failure(error, stage))
-        return 1
-    return 0
+        return _end_with(error, stage)
+    return EXIT_OK
+
+
+def _take_part(stage: Staging, errand: dict[str, Any]) -> None:
+    worker, device = errand["worker"], errand["device"]
+    stage.temporary.mkdir(mode=0o700)
+    plan = plan_file.read(stage, stage.path / errand["plan"])
+    assert plan is not None
+    limit = plan.job.run.watchdog
+    with taking_part(ClaimBoard(plan.stage, worker, plan.units, limit, errand["called"])) as board:
+        board.beat(device=device)
+        _work(plan, board, device, errand["order"])
+
+
+def _end_with(error: Exception, stage: Staging) -> int:
+    """Say what went wrong; return the exit code. A device that fails costs this process, not the run."""
+    failure = supervisor.as_failure(error, stage)
+    foreseen = as_foreseen(error)
+    with contextlib.suppress(OSError):  # on a full disk the exit code must do
+        sys.stderr.write(f"{failure['message']}\n")  # its log
+        if not isinstance(foreseen, DeviceError):
+            claims.fail(stage, stage.token, failure)
+    return foreseen.exit_code if foreseen else EXIT_INTERNAL
+
+
+def _work(plan: RunPlan, board: ClaimBoard, device: str, order: dict[str, Any] | None) -> None:
+    steps = UnitSteps(plan)
+
+    @cache
+    def load() -> Encoder:
+        return load_model(plan.job, plan.stage, _device_here(device))
+
+    if order is None:
+        run_pipeline(steps, board, lambda state: load())
+    else:
+        _carry_out(order, steps, board, load)
 
 
 def _device_here(device: str) -> str:
@@ -79,5 +103,4 @@ def _carry_out(
 
 if __name__ == "__main__":
     code = main(json.load(sys.stdin))
-    sys.stdout.flush()
     os._exit(code)  # whatever the libraries would still tidy up, the parts are durable

@@ -1,223 +1,106 @@
-"""Who is writing an output: a file of its own for each that wants to, with signs of life.
+"""Who coordinates the writing of an output: one process at a time, and after its death the next.
 
-Where the kernel's locks work, they decide, and these files say who holds them. Where they do nothing
-(some network file systems), they decide: whoever has shown itself and then sees no other is the
-writer. Of two that see each other one withdraws: no file is made exclusively, and none is removed
-but those of the dead, whose names nobody takes again. Clocks of machines are never compared: a
-process on another machine lives if its file changes while it is watched.
+A lease is a file that is made exclusively, `lease-000001`; who takes over makes the next one. So of
+many that come at once one wins, on any file system that makes files exclusively, however late it
+shows them to others. None is removed but with the whole directory. Before it publishes, the holder
+makes the next one itself: if somebody else did, it was taken for dead, and publishes nothing.
 """
 
 import contextlib
-import json
-import os
-import random
-import secrets
-import socket
-import threading
-import time
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
 from embedcli.errors import LockedError
+from embedcli.store import life
 
-# The files of a process: `owner-ID` when it wants to write, `owner-ID.held` besides when it does.
-_PREFIX = "owner-"
-_HELD = ".held"
-_BEAT_SECONDS = 2.0
-# A writer elsewhere that has shown nothing for so long is gone, or can't reach the file system.
-_WATCHED_SECONDS = 5 * _BEAT_SECONDS
-_POLL_SECONDS = 0.25
-# How long one waits for others that want to write, too, and how long at once.
-_CONTENTION_SECONDS = 20.0
-_STEP_SECONDS = 0.02
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A process that writes an output. boot, started: which boot of the host, and which process of
-    that number.
-    """
-
-    host: str
-    boot: str
-    pid: int
-    started: str
-    since: str
-    token: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since}"
-
-    @property
-    def is_here(self) -> bool:
-        """Is it a process of this boot of this machine? Then it is known whether it lives."""
-        return (self.host, self.boot) == (socket.gethostname(), boot())
-
-    @property
-    def lives_here(self) -> bool:
-        """Is this process still running?"""
-        return _started(self.pid) == self.started
-
-
-def boot() -> str:
-    """Return what tells this machine, since it was started, from all others."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str:
-    """Return when a process started, in ticks since the boot; empty where there is none.
-
-    A zombie is none: it has ended.
-    """
-    try:
-        # The name in parentheses may hold anything, also spaces.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
+_PREFIX = "lease-"
+_NAME = re.compile(r"lease-(\d{6,})$")
 
 
 def is_ours(name: str) -> bool:
-    """Tell whether a file in a staging directory says who writes, or wants to."""
+    """Tell whether a file in a staging directory belongs to a lease."""
     return name.startswith(_PREFIX)
 
 
-def read(folder: Path) -> Owner | None:
-    """Return who writes into a staging directory; None where nobody says so."""
-    for path in sorted(folder.glob(f"{_PREFIX}*{_HELD}")):
-        if (owner := _read(path)) is not None:
-            return owner
-    return None
+class HolderWatch:
+    """Watches whoever holds the last lease of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._watch = life.Watch()
+
+    def deserted(self) -> int | None:
+        """Return the number of the last lease where its holder is dead, or shows nothing for too long,
+        as one that hangs; 0 where nobody took one. None while the holder lives.
+        """
+        number = _last(self._folder)
+        if not number:
+            return 0
+        file = _file(self._folder, number)
+        return number if self._watch.is_dead(file) or self._watch.is_silent(file) else None
 
 
-def _read(path: Path) -> Owner | None:
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Owner)
-    except (OSError, msgspec.DecodeError):
-        return None
+@dataclass(frozen=True)
+class Lease:
+    """The lease of a number, which this process holds."""
+
+    folder: Path
+    output: Path
+    number: int
+    process: life.Process
+    signs: life.Signs
+
+    def check(self) -> None:
+        """See that nobody took over, and that nobody can who hasn't yet. Raises LockedError."""
+        following = _file(self.folder, self.number + 1)
+        try:
+            if life.make(following, self.process):
+                self.signs.add(following)
+                return
+        except FileNotFoundError:  # whoever took over has published, and removed the directory
+            raise LockedError(f"{self.output}: another run took over", "try again") from None
+        owner = life.read(following)
+        if owner is None or owner.token != self.process.token:
+            raise LockedError(f"{self.output}: another run took over: {owner}", "try again")
 
 
 @contextlib.contextmanager
-def held(folder: Path, output: Path, token: str) -> Iterator[None]:
-    """Be the one writer of an output while the block runs. Raises LockedError where another is."""
-    mine = folder / f"{_PREFIX}{secrets.token_hex(8)}"
-    ended = threading.Event()
+def held(folder: Path, output: Path, token: str, deserted: int = 0) -> Iterator[Lease]:
+    """Be the one who coordinates the writing of an output while the block runs.
 
-    def beat() -> None:
-        while not ended.wait(_BEAT_SECONDS):
-            with contextlib.suppress(OSError):
-                os.utime(_held_by(mine))
-
-    thread = threading.Thread(target=beat, name="lease", daemon=True)
-    try:
-        _take(mine, output, token)
-        thread.start()
-        yield
-    finally:
-        ended.set()
-        if thread.is_alive():
-            thread.join()
-        _withdraw(mine)
-
-
-def check(folder: Path, output: Path, token: str) -> None:
-    """See that this run is still the writer. Raises LockedError where another took it for dead."""
-    owner = read(folder)
-    if owner is not None and owner.token != token:
-        raise LockedError(f"{output}: another run took over: {owner}", "try again")
-
-
-def _take(mine: Path, output: Path, token: str) -> None:
-    """Become the writer, by a file that says so. Raises LockedError where another lives."""
-    since = datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    pid = os.getpid()
-    owner = Owner(socket.gethostname(), boot(), pid, _started(pid), since, token)
-    folder = mine.parent
-    deadline = time.monotonic() + _CONTENTION_SECONDS
-    while time.monotonic() < deadline:
-        _show(mine, owner)
-        try:
-            others = _others(folder, mine, output)
-            # Only the least waits for the others to withdraw, which see it.
-            while others and min(others) > mine and time.monotonic() < deadline:
-                time.sleep(_STEP_SECONDS)
-                others = _others(folder, mine, output)
-        except BaseException:
-            _withdraw(mine)
-            raise
-        if not others:
-            _show(_held_by(mine), owner)
-            return
-        _withdraw(mine)
-        time.sleep(_STEP_SECONDS * random.uniform(1, 5))
-    raise LockedError(f"{output}: several runs want to write it", "try again")
-
-
-def _show(path: Path, owner: Owner) -> None:
-    """Make a file that appears with its content."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(json.dumps(asdict(owner)))
-    unfinished.rename(path)
-
-
-def _held_by(contender: Path) -> Path:
-    return contender.with_name(contender.name + _HELD)
-
-
-def _withdraw(mine: Path) -> None:
-    for path in (_held_by(mine), mine):
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _others(folder: Path, mine: Path, output: Path) -> list[Path]:
-    """Return the other processes that want to write, and live; remove what the dead left.
-
-    Raises LockedError where one of them writes.
+    The holder of the lease `deserted` is known to be gone. Raises LockedError where another holds
+    one.
     """
-    others = []
-    for contender in sorted(folder.glob(f"{_PREFIX}*")):
-        name = contender.name
-        if name.endswith(".tmp") or name.removesuffix(_HELD) == mine.name:
-            continue
-        owner = _read(contender)
-        if not _lives(owner, contender):
-            with contextlib.suppress(OSError):
-                contender.unlink()
-        elif name.endswith(_HELD):
+    process = life.this_process(token)
+    number = _take(folder, output, process, deserted)
+    with life.Signs(_file(folder, number)) as signs:
+        yield Lease(folder, output, number, process, signs)
+
+
+def _take(folder: Path, output: Path, process: life.Process, deserted: int) -> int:
+    """Take the next lease; return its number. Raises LockedError where the holder of the last lives."""
+    number = _last(folder)
+    while True:
+        last = _file(folder, number)
+        if number > deserted and life.lives(last):
+            owner = life.read(last)
             raise LockedError(
                 f"{output}: another run is writing it{f': {owner}' if owner else ''}",
                 "wait for it, or choose another -o",
             )
-        else:
-            others.append(contender)
-    return others
+        number += 1
+        # Where it is there already, it may be seen late, and its holder is to be looked at.
+        if life.make(_file(folder, number), process):
+            return number
 
 
-def _lives(owner: Owner | None, path: Path) -> bool:
-    """Tell whether a process lives: by itself if it is one of this machine, else by its file."""
-    if owner is not None and owner.is_here:
-        return owner.lives_here and path.exists()
-    before = _changed(path)
-    deadline = time.monotonic() + _WATCHED_SECONDS
-    while time.monotonic() < deadline and before >= 0:
-        time.sleep(_POLL_SECONDS)
-        now = _changed(path)
-        if now != before:
-            return now >= 0
-    return False
+def _last(folder: Path) -> int:
+    """Return the number of the last lease that can be seen, 0 where there is none."""
+    names = (_NAME.match(path.name) for path in folder.iterdir())
+    return max((int(name[1]) for name in names if name), default=0)
 
 
-def _changed(path: Path) -> int:
-    """Return when a file was changed, by its own clock; -1 where it is gone."""
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return -1
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{_PREFIX}{number:06d}"

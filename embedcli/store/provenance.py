@@ -95,14 +95,15 @@ class OutputCounts:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How a file of vectors was made: each vector column, the versions of the programs, and the
-    counts of an output.
+    """How a file of vectors was made: each vector column, the versions of the programs, the counts
+    of an output, and the signature of the run: what it was made from and how it was read.
     """
 
     columns: Mapping[str, ColumnProvenance]
     embedcli: str
     libraries: Mapping[str, str]
     counts: OutputCounts | None = None
+    signature: str = ""
 
     def to_json(self) -> dict[str, object]:
         """Return the value that `from_json` reads."""
@@ -114,6 +115,8 @@ class Provenance:
         }
         if self.counts is not None:
             value["counts"] = asdict(self.counts)
+        if self.signature:
+            value["signature"] = self.signature
         return value
 
     @classmethod

@@ -19,7 +19,7 @@ from embedcli import files
 from embedcli.config import REJECTS_NAME
 from embedcli.errors import DataError, StorageError, from_os_error
 from embedcli.records import Reject
-from embedcli.store import digest, joining, lease, manifest, ownership, parts, staging
+from embedcli.store import digest, joining, manifest, ownership, parts, staging
 from embedcli.store.provenance import Provenance
 from embedcli.store.vector_file import RowGroup
 
@@ -145,7 +145,8 @@ def _put_in_place(stage: staging.Staging, new: Path, output: Path) -> None:
         )
     # Once more: hours may have passed.
     ownership.check_vectors(output)
-    lease.check(stage.path, output, stage.token)
+    assert stage.lease is not None
+    stage.lease.check()
     stage.intend(manifest.digest_of(new))
     if not new.is_dir() or not output.exists():
         files.rename(new, output)

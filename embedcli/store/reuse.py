@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcli.store import lease
+from embedcli.store import life
 from embedcli.store.decoded_rows import DecodedRows
 from embedcli.store.parts import EmbeddingColumns, Hashes
 from embedcli.store.sorted_keys import SortedKeys, count_unmatched
@@ -96,7 +96,7 @@ class VectorIndex:
     ) -> None:
         self.groups = tuple(groups)
         # Of each machine its own: what one writes into a file, another may see late.
-        decoded = directory / f"decoded-{lease.boot()}"
+        decoded = directory / f"decoded-{life.boot()}"
         self._decoded = DecodedRows(groups, dim, decoded, cache)
         self._keys = _mapped(directory / _KEYS, np.uint64)
         self._positions = _mapped(directory / _POSITIONS, np.int64)

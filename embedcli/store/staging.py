@@ -1,36 +1,39 @@
-"""The staging directory beside an output: its lock, the finished parts it keeps, and what only one
-run needs.
+"""The staging directory beside an output: who coordinates, the finished parts it keeps, and what only
+one run needs.
 
     .<output name>.embedcli/
         embedcli-staging   the marker: embedcli made this directory
+        lease-000001       who plans and publishes (see lease)
         signature      the input that the parts belong to
         parts/         finished parts, numbered by unit
-        new/           links to parts, as a directory that takes the output's place
-        rejected/      per unit, the rows that the model gave no vector for
+        results/       per worker, a line for each unit that it finished
         earlier/       parts of an input that has changed since: their vectors are looked up
         attempts/      per unit, how often it was begun and not finished
+        run/           of one run: its plan, spooled inputs, claims, signs of life, index
+        tmp-<worker>/  of one process: unfinished files
+        new/           links to parts, as a directory that takes the output's place
         publishing     the digest of an output that was about to be published
+        over           the run is over: others are to leave
         former/        the output before it, where directories can't be exchanged
-        owner-*        who writes it, or wants to (see lease)
-        run-<token>/   of one run: spooled inputs, unfinished parts, claims
 
-Nothing half-made is ever visible: files are written in the run's directory, checked, and renamed.
+Nothing half-made is ever visible: files are written in a process's own directory, checked, and renamed.
 """
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from embedcli.errors import (
     AccessError,
+    ConfigurationError,
     EmbedcliError,
     Interrupted,
     LockedError,
@@ -38,14 +41,19 @@ from embedcli.errors import (
     from_os_error,
 )
 from embedcli.files import rename, sync
-from embedcli.store import lease, manifest, parts
+from embedcli.store import lease, life, manifest, parts
 
 # The file that makes a directory ours to write in and to remove.
 MARKER = "embedcli-staging"
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _OPEN_DIRECTORY = _OPEN_FOLDER | os.O_NOFOLLOW
-_KEPT = ("parts", "rejected", "earlier", "attempts")
+_KEPT = ("parts", "results", "earlier", "attempts")
+_OF_A_RUN = ("claims", "workers", "beats", "failed")
+_TEMPORARY = "tmp-"
+_PROBE = "probe-"
 _PUBLISHING = "publishing"
+_OVER = "over"
+_END_SECONDS, _POLL_SECONDS = 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Staging:
     """An open staging directory. `output` is None where the vectors go to a stream.
 
     `path` leads to it by its descriptor, `name` is what people call it, `handle` the descriptor
-    that workers inherit. `token` is that of the run.
+    that workers inherit. `token` is this process's own. `lease` is None where another process
+    coordinates.
     """
 
     path: Path
@@ -61,16 +70,38 @@ class Staging:
     token: str
     name: Path = Path()
     handle: int = -1
+    lease: "lease.Lease | None" = None
 
     @property
     def run(self) -> Path:
         """What only this run needs."""
-        return self.path / f"run-{self.token}"
+        return self.path / "run"
+
+    @property
+    def temporary(self) -> Path:
+        """What only this process needs."""
+        return self.path / f"{_TEMPORARY}{self.token}"
+
+    @property
+    def spool(self) -> Path:
+        """Where this process writes inputs that can't be read as they are, for all who take part."""
+        return self.run / f"inputs-{self.token}"
+
+    @property
+    def workers(self) -> list[Path]:
+        """The files of all processes that have taken part in the run."""
+        folder = self.run / "workers"
+        return [path for path in folder.glob("*") if path.suffix != ".tmp"]
 
     @property
     def parts(self) -> Path:
         """The directory of finished parts."""
         return self.path / "parts"
+
+    @property
+    def results(self) -> Path:
+        """The directory of what became of units, a file for each worker."""
+        return self.path / "results"
 
     @property
     def new(self) -> Path:
@@ -91,21 +122,13 @@ class Staging:
         """Return the name of a unit's part once it is durable."""
         return self.parts / parts.part_name(index, sha256)
 
-    def parts_by_unit(self) -> dict[int, Path]:
-        """List the durable parts. Of two of one unit, which a killed worker may leave, either will do."""
-        return {parts.order_of_part(path.name): path for path in self.parts.glob("part-*.parquet")}
-
-    def rejected(self, index: int) -> Path:
-        """Return the file of a unit's rows that the model gave no vector for."""
-        return self.path / "rejected" / f"{index:06d}.json"
-
     def attempts(self, index: int) -> Path:
         """Return the file that counts how often a unit was begun."""
         return self.path / "attempts" / f"{index:06d}"
 
     def unfinished(self) -> Path:
         """Return a new name for a file that is being written; nobody else's."""
-        return self.run / f"{secrets.token_hex(8)}.tmp"
+        return self.temporary / f"{secrets.token_hex(8)}.tmp"
 
     @property
     def finished(self) -> int:
@@ -144,17 +167,37 @@ class Staging:
         for folder in folders:
             _clear(self.path / folder)
 
+    def begin_run(self) -> None:
+        """Make the folders of a run."""
+        for name in _OF_A_RUN:
+            (self.run / name).mkdir(mode=0o700, exist_ok=True)
+
+    def forget_run(self) -> None:
+        """Throw away what only a run needed that is over, but for this process's own inputs."""
+        for entry in os.listdir(self.run):
+            if entry != self.spool.name:
+                _remove(self.run / entry)
+        self.begin_run()
+
     def adopt(self, signature: str) -> None:
         """Say which input the parts belong to from now on; parts of another one are set aside for
         lookups.
+
+        Raises ConfigurationError where others are still at that other one.
         """
         if self.belongs_to(signature):
             return
+        if life.any_lives(self.workers):
+            raise ConfigurationError(
+                f"{self.output}: others are at it, with an input of other content",
+                "wait until they are through, or choose another -o",
+            )
         for part in sorted(self.parts.iterdir()):
             os.rename(part, self.earlier / f"{part.stem}.{secrets.token_hex(4)}{part.suffix}")
         sync(self.earlier)
-        for folder in ("rejected", "attempts"):
+        for folder in ("results", "attempts"):
             _clear(self.path / folder)
+        self.forget_run()
         write_durably(self.unfinished(), self.path / "signature", signature.encode())
 
 
@@ -168,6 +211,11 @@ def output_of(place: Path) -> Path:
     return place.parent / place.name.removeprefix(".").removesuffix(".embedcli")
 
 
+def is_over(stage: Staging) -> bool:
+    """Tell whether the run is through, and its directory is removed, or about to be."""
+    return (stage.path / _OVER).exists() or not is_marked(stage.path)
+
+
 def is_marked(path: Path) -> bool:
     """Tell whether a folder carries the mark of our staging directories."""
     return (path / MARKER).is_file()
@@ -175,10 +223,16 @@ def is_marked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def open_staging(
-    output: Path, token: str, fresh: bool = False, keep: bool = False
+    output: Path,
+    token: str,
+    fresh: bool = False,
+    keep: bool = False,
+    shared: bool = False,
+    deserted: int = 0,
 ) -> Iterator[Staging]:
-    """Lock an output's staging directory, made if need be; `fresh` throws away what an interrupted
-    run left.
+    """Take the lease of an output's staging directory, made if need be; `fresh` throws away what an
+    interrupted run left, `shared` leaves alone what others may be at; the holder of the lease
+    `deserted` is known to be gone.
 
     It is removed when the block ends, unless the block raises, or `keep` is asked for, and finished
     parts are in it. Raises LockedError where another run holds it, OutputError or AccessError where
@@ -186,21 +240,23 @@ def open_staging(
     """
     name = place_of(output)
     with (
-        _removed_if_unused(name),
-        _locked(name, output) as (path, handle),
-        lease.held(path, output, token),
+        _removed_if_unused(name, token),
+        _leased(name, output, token, deserted) as (path, handle, held),
     ):
-        stage = Staging(path, output, token, name=name, handle=handle)
+        stage = Staging(path, output, token, name=name, handle=handle, lease=held)
         try:
-            _prepare(stage, fresh)
+            if not shared:
+                _check_deserted(stage)
+            _prepare(stage, fresh, shared)
             yield stage
         except BaseException as error:
             keep = True
             name_places(error, stage)
             raise
         finally:
-            if keep and stage.is_worth_keeping:
-                shutil.rmtree(stage.run, ignore_errors=True)
+            if keep and (shared or stage.is_worth_keeping):
+                for folder in (stage.temporary, *(() if shared else (stage.run,))):
+                    shutil.rmtree(folder, ignore_errors=True)
             else:
                 with contextlib.suppress(OSError):
                     _remove_all(path, name)
@@ -214,7 +270,7 @@ def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
         with _held(directory, descriptor) as (path, handle):
             stage = Staging(path, None, token, name=directory, handle=handle)
             try:
-                _prepare(stage, fresh=True)
+                _prepare(stage, fresh=True, shared=False)
                 yield stage
             finally:
                 with contextlib.suppress(OSError):
@@ -225,8 +281,7 @@ def open_temporary(directory: Path, token: str) -> Iterator[Staging]:
 
 @contextlib.contextmanager
 def open_joined(output: Path, token: str) -> Iterator[Staging | None]:
-    """Open the staging directory that another process of the same run holds; None while that has not
-    prepared it.
+    """Open the staging directory that another process coordinates; None while there is none.
 
     Raises AccessError where another user made it.
     """
@@ -239,12 +294,16 @@ def open_joined(output: Path, token: str) -> Iterator[Staging | None]:
     try:
         with _held(name, descriptor) as (path, handle):
             stage = Staging(path, output, token, name=name, handle=handle)
-            if not stage.run.is_dir():
+            try:
+                _check_trust(descriptor, path / f"{_PROBE}{secrets.token_hex(8)}", name)
+                stage.temporary.mkdir(mode=0o700)
+            except FileNotFoundError:  # the run is through, and it was removed
                 yield None
                 return
-            with contextlib.suppress(FileNotFoundError):  # rank 0 is through, and removes it
-                _check_trust(descriptor, stage.unfinished(), name)
-            yield stage
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage.temporary, ignore_errors=True)
     finally:
         os.close(descriptor)
 
@@ -272,24 +331,39 @@ def path_of(handle: int) -> Path:
     return Path(f"/proc/self/fd/{handle}")
 
 
-def _prepare(stage: Staging, fresh: bool) -> None:
+def _prepare(stage: Staging, fresh: bool, shared: bool) -> None:
     if stage.output is not None:
         _put_back(stage.former, stage.output)
     # What a run had published before it was killed is no unfinished work.
     fresh = fresh or stage.has_published
-    kept_names = {MARKER}
-    if not fresh:
-        kept_names |= {"signature", *_KEPT}
+    kept_names = {MARKER} if fresh else {MARKER, "signature", *_KEPT}
     for name in os.listdir(stage.path):
-        if name not in kept_names and not lease.is_ours(name):  # what a killed run left
-            _remove(stage.path / name)
+        is_others = shared and (name == "run" or name.startswith(_TEMPORARY))
+        if name not in kept_names and not is_others and not lease.is_ours(name):
+            _remove(stage.path / name)  # what a killed run left
     (stage.path / MARKER).touch()  # a run that ended just now may have removed it
-    for name in _KEPT:
+    for name in (*_KEPT, stage.run.name):
         if (stage.path / name).is_symlink():  # whatever it leads to is not ours
             (stage.path / name).unlink()
-    for name in (*_KEPT, stage.run.name):
+    for name in (*_KEPT, stage.run.name, stage.temporary.name):
         (stage.path / name).mkdir(mode=0o700, exist_ok=True)
+    stage.begin_run()
     sync(stage.path)
+
+
+def _check_deserted(stage: Staging) -> None:
+    """See that nobody works on after the death of whoever coordinated. Raises LockedError.
+
+    A process's own workers end with it, if not at once.
+    """
+    deadline = time.monotonic() + _END_SECONDS
+    while life.any_lives(stage.workers):
+        if time.monotonic() > deadline:
+            raise LockedError(
+                f"{stage.output or stage.name}: other machines are writing it",
+                "--join helps them; or wait, or choose another -o",
+            )
+        time.sleep(_POLL_SECONDS)
 
 
 def _put_back(former: Path, output: Path) -> None:
@@ -299,45 +373,42 @@ def _put_back(former: Path, output: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(name: Path, output: Path) -> Iterator[tuple[Path, int]]:
-    """Hold the lock of a staging directory; give a path that leads to it, and a descriptor."""
-    lock = _lock(name, output)
-    try:
-        with _held(name, lock) as held:
-            yield held
-    finally:
-        os.close(lock)
-
-
-def _lock(path: Path, output: Path) -> int:
-    """Lock the directory, made and marked if need be; gives the descriptor that holds the lock.
-
-    The lock is the kernel's: it ends with the process, however that ends, and isn't inherited.
+def _leased(
+    name: Path, output: Path, token: str, deserted: int = 0
+) -> Iterator[tuple[Path, int, lease.Lease]]:
+    """Take the lease of a staging directory, made and marked if need be; give a path that leads to
+    it, a descriptor, and the lease.
     """
+    while True:
+        with contextlib.ExitStack() as stack:
+            descriptor = _open_directory(name)
+            stack.callback(os.close, descriptor)
+            path, handle = stack.enter_context(_held(name, descriptor))
+            try:
+                _check_marker(descriptor, path, name)
+                held = stack.enter_context(lease.held(path, output, token, deserted))
+                # Its name may lead elsewhere by now; what counts is that it wasn't removed.
+                is_there = os.fstat(descriptor).st_nlink > 0
+            except FileNotFoundError:
+                is_there = False
+            if is_there:
+                yield path, handle, held
+                return
+        # Who held it removed it after we opened it.
+
+
+def _open_directory(path: Path) -> int:
+    """Open a staging directory, made if need be."""
     while True:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
-            lock = os.open(path, _OPEN_DIRECTORY)
+            return os.open(path, _OPEN_DIRECTORY)
+        except FileNotFoundError as error:
+            if not path.parent.is_dir():
+                raise _cannot_create(path, error) from None
         except OSError as error:
             raise _cannot_create(path, error) from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(lock), os.stat(path)):
-                with _held(path, lock) as (held, _):
-                    _check_marker(lock, held, path)
-                return lock
-        except BlockingIOError:
-            os.close(lock)
-            owner = lease.read(path)
-            raise LockedError(
-                f"{output}: another run is writing it{f': {owner}' if owner else ''}",
-                "wait for it, or choose another -o",
-            ) from None
-        except BaseException:
-            os.close(lock)
-            raise
-        os.close(lock)  # its holder removed the directory between our opening and locking it
 
 
 def _check_marker(descriptor: int, path: Path, name: Path) -> None:
@@ -349,18 +420,22 @@ def _check_marker(descriptor: int, path: Path, name: Path) -> None:
         names = sorted(os.listdir(path))
     except PermissionError:
         raise _foreign(name) from None
-    if MARKER in names:
-        _check_trust(descriptor, path / f"probe-{secrets.token_hex(8)}", name)
-    elif not all(map(lease.is_ours, names)):  # which a run leaves last
+    # A run leaves its leases last; others may be about to mark it, too.
+    foreign = [name for name in names if not _may_be_unmarked(name)]
+    if MARKER not in names and foreign:
         raise OutputError(
-            f"{name}: was not made by embedcli: it holds {', '.join(names[:10])}",
+            f"{name}: was not made by embedcli: it holds {', '.join(foreign[:10])}",
             "move it away, or choose another name with -o",
         )
-    else:
-        _check_trust(descriptor, path / MARKER, name, keep=True)
+    _check_trust(descriptor, path / f"{_PROBE}{secrets.token_hex(8)}", name)
+    (path / MARKER).touch(0o600)
 
 
-def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -> None:
+def _may_be_unmarked(name: str) -> bool:
+    return lease.is_ours(name) or name == _OVER or name.startswith(_PROBE)
+
+
+def _check_trust(descriptor: int, probe: Path, name: Path) -> None:
     """See that this user made the directory, and that nobody else can write in it. Raises AccessError.
 
     The owner of a file that is made there now is compared, not the process's user: over NFS they
@@ -382,8 +457,7 @@ def _check_trust(descriptor: int, probe: Path, name: Path, keep: bool = False) -
     # Some file systems know no modes: there a file made for its owner alone is open to others, too.
     has_modes = not probed.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
     is_open = has_modes and bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
-    if is_foreign or is_open or not keep:
-        os.unlink(probe)
+    os.unlink(probe)
     if is_foreign:
         raise _foreign(name)
     if is_open:
@@ -420,11 +494,14 @@ def remove_leftovers(path: Path) -> tuple[int, int]:
     Raises LockedError where a run holds it, AccessError where it belongs to another user,
     OutputError where embedcli did not make it.
     """
-    with _locked(path, path) as (held, handle):
-        stage = Staging(held, None, "", handle=handle)
+    token = secrets.token_hex(8)
+    with _leased(path, path, token) as (held, handle, _):
+        stage = Staging(held, None, token, name=path, handle=handle)
+        _check_deserted(stage)
         _put_back(stage.former, output_of(path))
         finished = stage.finished
-        size = sum(file.lstat().st_size for file in held.rglob("*") if not file.is_dir())
+        files = (file for file in held.rglob("*") if not file.is_dir())
+        size = sum(file.lstat().st_size for file in files)
         _remove_all(held, path)
     return finished, size
 
@@ -435,31 +512,46 @@ def _remove_all(path: Path, name: Path) -> None:
 
     Removing all by name could meet a folder that somebody else put there.
     """
-    for entry in sorted(os.listdir(path), key=lambda name: (lease.is_ours(name), name == MARKER)):
-        _remove(path / entry)
-    os.rmdir(name)
+    (path / _OVER).touch()
+    deadline = time.monotonic() + _END_SECONDS
+    while True:
+        try:
+            for entry in sorted(os.listdir(path), key=_removal_order):
+                _remove(path / entry)
+            os.rmdir(name)
+            return
+        except OSError as error:  # others are leaving: what they make or remove meanwhile
+            is_theirs = error.errno in (errno.ENOTEMPTY, errno.ENOENT) and path.exists()
+            if not is_theirs or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
+
+
+def _removal_order(name: str) -> tuple[bool, bool, bool]:
+    """The marker goes last but for what tells others that the run is over."""
+    return name == _OVER, lease.is_ours(name), name == MARKER
 
 
 @contextlib.contextmanager
-def _removed_if_unused(name: Path) -> Iterator[None]:
+def _removed_if_unused(name: Path, token: str) -> Iterator[None]:
     """Remove a staging directory where the block is interrupted before there is anything in it."""
     try:
         yield
     except Interrupted:
-        _remove_unused(name)
+        with contextlib.suppress(OSError):
+            if all(_is_unused(name / entry, token) for entry in os.listdir(name)):
+                _remove_all(name, name)
         raise
 
 
-def _remove_unused(name: Path) -> None:
-    """Remove a staging directory that holds nothing yet, unless another run has it."""
-    with contextlib.suppress(OSError):
-        lock = os.open(name, _OPEN_DIRECTORY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.listdir(name) in ([], [MARKER]):
-                _remove_all(name, name)
-        finally:
-            os.close(lock)
+def _is_unused(path: Path, token: str) -> bool:
+    """Tell whether a file in a staging directory is of use to nobody: a marker, the lease of a
+    process that has ended or is this one.
+    """
+    if not lease.is_ours(path.name):
+        return path.name in (MARKER, _OVER)
+    process = life.read(path)
+    return process is None or process.token == token or life.lives_here(process, path) is False
 
 
 def _clear(path: Path) -> None:

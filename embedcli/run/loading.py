@@ -1,0 +1,100 @@
+"""Loading the model so that all processes of a run compute alike: in the dtype, and compiled or not,
+of whoever loaded it first.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from embedcli import encoder, templates
+from embedcli.config import RunOptions
+from embedcli.errors import ConfigurationError
+from embedcli.files import make_exclusively
+from embedcli.run.job import Job
+from embedcli.store.staging import Staging
+
+_NAME = "computation.json"
+
+
+@dataclass(frozen=True)
+class _Computation:
+    """What must be the same in all processes, so that it doesn't matter who does which unit."""
+
+    dtype: str
+    compiled: bool
+
+    def asked_for(self, options: RunOptions) -> RunOptions:
+        """Return the options that ask for it."""
+        mode = "on" if self.compiled else "off"
+        return msgspec.convert(
+            {**asdict(options), "dtype": self.dtype, "compile": mode}, RunOptions
+        )
+
+
+def load_model(
+    job: Job, stage: Staging, device: str, expected_tokens: int | None = None
+) -> encoder.Encoder:
+    """Load the model as the others of the run have, or as it suits this device where it is the first;
+    and see that the template leaves room for a text.
+
+    `expected_tokens`: about how many will be encoded, if that is known. Raises ConfigurationError
+    (also where this machine can't compute as the others do), DeviceError.
+    """
+    options = replace(job.run, device=device)
+    if options.expected_tokens is None:
+        options = replace(options, expected_tokens=expected_tokens)
+    agreed = _read(stage)
+    model = _load(job, options, agreed)
+    if agreed is None:
+        agreed = _agree(stage, _Computation(model.dtype, model.compiled))
+        if agreed != _Computation(model.dtype, model.compiled):  # another was first
+            del model
+            model = _load(job, options, agreed)
+    _check_template(job, model)
+    return model
+
+
+def _load(job: Job, options: RunOptions, agreed: _Computation | None) -> encoder.Encoder:
+    if agreed is None:
+        return encoder.load(job.spec, options)
+    model = encoder.load(job.spec, agreed.asked_for(options))
+    here = _Computation(model.dtype, model.compiled)
+    if here != agreed:
+        raise ConfigurationError(
+            f"this machine computes in {_described(here)}, others of this run in {_described(agreed)}",
+            "repeat the run with a --dtype and --compile that all machines can do",
+        )
+    return model
+
+
+def _described(computation: _Computation) -> str:
+    return f"{computation.dtype}{', compiled' if computation.compiled else ''}"
+
+
+def _agree(stage: Staging, computation: _Computation) -> _Computation:
+    """Say how this process computes; return how the first that said so does."""
+    make_exclusively(_file(stage), json.dumps(asdict(computation)).encode())
+    return _read(stage) or computation
+
+
+def _read(stage: Staging) -> _Computation | None:
+    try:
+        return msgspec.json.decode(_file(stage).read_bytes(), type=_Computation)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _file(stage: Staging) -> Path:
+    return stage.run / _NAME
+
+
+def _check_template(job: Job, model: encoder.Encoder) -> None:
+    """See that the template leaves room for a text. Raises ConfigurationError."""
+    empty, _ = templates.render(job.template, [""], {name: [""] for name in job.template.fields})
+    limit = job.spec.max_length
+    if model.count_tokens(empty.strings)[0] >= limit:
+        raise ConfigurationError(
+            f"the template alone takes all {limit} tokens of the max length", "raise --max-length"
+        )

@@ -1,0 +1,59 @@
+"""All processes of a run compute as the first that loaded the model."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from embedcli.config import RunOptions
+from embedcli.errors import ConfigurationError
+from embedcli.run import loading
+from embedcli.store.staging import Staging
+
+
+@pytest.fixture
+def stage(tmp_path):
+    (tmp_path / "run").mkdir()
+    return Staging(tmp_path, tmp_path / "o", "token")
+
+
+@pytest.fixture
+def load(stage, monkeypatch):
+    """A function that loads on a machine of a kind; gives the options that the model was asked for."""
+    monkeypatch.setattr(loading, "_check_template", lambda job, model: None)
+
+    def on(dtype, compiled=False, can_compile=True, run=None):
+        asked = []
+
+        def model(spec, options):
+            asked.append((options.dtype, options.compile))
+            wanted = dtype if options.dtype == "auto" else options.dtype
+            code = compiled if options.compile == "auto" else options.compile == "on"
+            return SimpleNamespace(dtype=wanted, compiled=code and can_compile)
+
+        monkeypatch.setattr(loading.encoder, "load", model)
+        job = SimpleNamespace(run=run or RunOptions(), spec=None)
+        loaded = loading.load_model(job, stage, "cpu")
+        return asked, (loaded.dtype, loaded.compiled)
+
+    return on
+
+
+def test_the_first_decides_and_the_others_obey(load):
+    assert load("bfloat16", compiled=True) == ([("auto", "auto")], ("bfloat16", True))
+    assert load("float32") == ([("bfloat16", "on")], ("bfloat16", True))
+
+
+def test_of_two_at_once_the_later_loads_again(load, stage, monkeypatch):
+    """It has loaded its own way when the other one's word appears."""
+    real = loading._agree
+    first = loading._Computation("bfloat16", compiled=False)
+    monkeypatch.setattr(loading, "_agree", lambda stage, mine: real(stage, first))
+    assert load("float32") == ([("auto", "auto"), ("bfloat16", "off")], ("bfloat16", False))
+
+
+def test_who_cannot_compute_so_is_refused(load):
+    load("bfloat16", compiled=True)
+    with pytest.raises(
+        ConfigurationError, match="in bfloat16, others of this run in bfloat16, comp"
+    ):
+        load("float32", can_compile=False)
