@@ -53,13 +53,16 @@ class RunResults:
         self._listener.advance(rows, tokens)
 
     def show(self) -> None:
-        """Tell the listener how far all workers together are, and send what is ready."""
+        """Tell the listener what the others are at and how far all together are, and send what is
+        ready.
+        """
         self._collect()
-        heartbeats = self._board.heartbeats()
+        heartbeats, token = self._board.heartbeats(), self.plan.stage.token
+        self._listener.workers([beat for beat in heartbeats if beat.worker != token])
         self.summary.rows_here = sum(
             heartbeat.finished_rows
             for heartbeat in heartbeats
-            if heartbeat.worker.startswith(self.plan.stage.token)
+            if heartbeat.worker.startswith(token)
         )
         heartbeats = [
             heartbeat

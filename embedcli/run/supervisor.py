@@ -22,7 +22,7 @@ from embedcli.run.job import Job, ProgressListener
 from embedcli.run.planning import RunPlan
 from embedcli.run.steps import UnitSteps
 from embedcli.store import staging
-from embedcli.store.claims import MAX_ATTEMPTS, ClaimBoard, Heartbeat, StallDetector
+from embedcli.store.claims import MAX_ATTEMPTS, ClaimBoard, StallDetector
 
 _TICK_SECONDS = 0.05
 # A worker that dies so often without finishing a unit is given up, sooner where it dies before it has a unit.
@@ -109,9 +109,6 @@ class WorkerSupervisor:
 
     def _tick(self, workers: Sequence[_Worker]) -> None:
         self._raise_failure(workers)
-        self.listener.workers(
-            [beat for beat in self.board.heartbeats() if beat.worker != self.board.worker]
-        )
         self.on_tick()
         time.sleep(_TICK_SECONDS)
 
@@ -169,21 +166,15 @@ class WorkerSupervisor:
 
     def _check_progress(self, worker: _Worker) -> None:
         """End a worker that shows no progress; it then counts as one that died."""
-        heartbeat = self._heartbeat(worker)
+        heartbeat = self.board.heartbeat(worker.id)
         moves = heartbeat.moves if heartbeat else -1
         if worker.detector.is_stalled(moves):
             worker.stalled = True
             worker.kill()
 
-    def _heartbeat(self, worker: _Worker) -> Heartbeat | None:
-        for heartbeat in self.board.heartbeats():
-            if heartbeat.worker == worker.id:
-                return heartbeat
-        return None
-
     def _on_death(self, worker: _Worker, code: int) -> None:
         """Restart a worker, or give it up. Whoever is free takes over what it was at."""
-        heartbeat = self._heartbeat(worker)
+        heartbeat = self.board.heartbeat(worker.id)
         unit = heartbeat.unit if heartbeat else None
         worker.deaths = 1 if heartbeat and heartbeat.finished else worker.deaths + 1
         worker.early_deaths = 0 if unit is not None else worker.early_deaths + 1
@@ -248,7 +239,7 @@ class WorkerSupervisor:
             slices = [list(slice_edges) for slice_edges in itertools.pairwise(edges)]
             if self._try(worker, index, bad_texts, slices) is None:
                 return None
-            heartbeat = self._heartbeat(worker)
+            heartbeat = self.board.heartbeat(worker.id)
             if heartbeat is None or not heartbeat.stage.startswith("slice "):
                 return None
             start, stop = slices[int(heartbeat.stage.removeprefix("slice "))]
@@ -292,7 +283,7 @@ class WorkerSupervisor:
             for worker in workers:
                 if worker.process is not None and worker.process.poll() is None:
                     worker.kill()
-                    heartbeat = self._heartbeat(worker)
+                    heartbeat = self.board.heartbeat(worker.id)
                     if heartbeat is not None and heartbeat.unit is not None:
                         self.board.forget_attempt(heartbeat.unit)
 

@@ -71,8 +71,6 @@ class Site:
     def _tell(self) -> None:
         """Tell the listener how far all are, and send what is ready."""
         if self.plan.job.run.join:
-            others = [beat for beat in self.board.heartbeats() if beat.worker != self.board.worker]
-            self._listener.workers(others)
             self._results.show()
         else:
             self._results.send_ready()

@@ -376,12 +376,14 @@ class ClaimBoard:
 
     def heartbeats(self) -> list[Heartbeat]:
         """Read what all workers say of themselves."""
-        heartbeats = []
-        for path in sorted((self.stage.run / "beats").iterdir()):
-            if path.suffix != ".tmp":
-                with contextlib.suppress(FileNotFoundError):
-                    heartbeats.append(Heartbeat(**json.loads(path.read_bytes())))
-        return heartbeats
+        names = sorted(os.listdir(self.stage.run / "beats"))
+        heartbeats = (self.heartbeat(name) for name in names if not name.endswith(".tmp"))
+        return [heartbeat for heartbeat in heartbeats if heartbeat is not None]
+
+    def heartbeat(self, worker: str) -> Heartbeat | None:
+        """Read what a worker says of itself; None where it has said nothing yet."""
+        content = _read(self.stage.run / "beats" / worker)
+        return Heartbeat(**json.loads(content)) if content else None
 
     @property
     def busy_workers(self) -> int:
