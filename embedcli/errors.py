@@ -131,7 +131,7 @@ _OS_ERRORS: dict[int, type[EmbedcliError]] = {
 
 
 # Words of the errors of a device that is lost, or can't go on: torch raises RuntimeError for them.
-_OF_DEVICES = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "HIP error")
+DEVICE_WORDS = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "cuDNN error", "HIP error")
 
 
 def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
@@ -154,7 +154,7 @@ def from_os_error(error: OSError, path: str = "") -> EmbedcliError:
 def _from_device_error(error: BaseException) -> EmbedcliError | None:
     """Return the error of the tree for a device that failed, None where that isn't the reason."""
     reason = " ".join(str(error).split())
-    if isinstance(error, RuntimeError) and any(word in reason for word in _OF_DEVICES):
+    if isinstance(error, RuntimeError) and any(word in reason for word in DEVICE_WORDS):
         return DeviceError(
             f"the device failed: {reason[:300]}",
             "the same command continues from what is finished; nvidia-smi shows what the device is at",

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from embedcli.encoder.batching import Rows
 from embedcli.encoder.packing import Groups, Packing, packed_states, unpacked
 from embedcli.encoder.tokenizer import Tokenizer, Tokens
-from embedcli.errors import ConfigurationError
+from embedcli.errors import DEVICE_WORDS, ConfigurationError
 from embedcli.models.spec import ModelSpec
 
 # Words of errors that are a device's, and not the model's: torch raises RuntimeError for both.
-_OF_DEVICES = ("can't allocate memory", "CUDA", "cuda", "NCCL", "cuBLAS")
+_OF_DEVICES = (*DEVICE_WORDS, "can't allocate memory", "CUDA", "cuda", "NCCL", "cuBLAS")
 
 
 @contextmanager
