@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tests.conftest import start
+from tests.conftest import run_process, start
 
 HASH = ("--role", "passage", "--model", "hash:64")
 
@@ -24,6 +24,14 @@ def write_corpus(
         "".join(json.dumps({"id": i, "text": text.format(i)}) + "\n" for i in range(rows))
     )
     return path
+
+
+def bytes_of_a_run(corpus):
+    """The output of one undisturbed process, which stays beside the corpus."""
+    path = corpus.parent / "whole.parquet"
+    ran = run_process("encode", corpus, *HASH, "-o", path)
+    assert ran.code == 0, ran.err
+    return path.read_bytes()
 
 
 def encode(cli, corpus, output, *options):
@@ -108,6 +116,16 @@ def start_encode(corpus, output, *options, **more):
     return start("encode", corpus, *HASH, "-o", output, *options, **more)
 
 
+def join(corpus, output, *options, **more):
+    return start_encode(corpus, output, "--join", *options, start_new_session=True, **more)
+
+
+def end_of(process, seconds=60):
+    """A process's exit code and what it said."""
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out.decode(), err.decode()
+
+
 def kill_group_after(process, seconds):
     """SIGKILL for a process and all its children, which share its group."""
     time.sleep(seconds)
@@ -154,3 +172,19 @@ def poisoned(folder, code=POISON):
     """An environment in which the pseudo-model dies of some texts."""
     (folder / "sitecustomize.py").write_text(code)
     return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+# The pseudo-model takes this long for a thousand texts.
+SLOW = """
+import hashlib, itertools, time
+real, calls = hashlib.shake_128, itertools.count()
+def shake(data):
+    if next(calls) % 1000 == 0:
+        time.sleep({seconds})
+    return real(data)
+hashlib.shake_128 = shake
+"""
+
+
+def slowed(folder, seconds=0.1):
+    return poisoned(folder, SLOW.format(seconds=seconds))

@@ -26,6 +26,7 @@ import pytest
 from tests.conftest import run_process, start
 from tests.runs import (
     HASH,
+    bytes_of_a_run,
     children,
     content,
     is_alive,
@@ -50,8 +51,7 @@ def corpus(tmp_path_factory):
 def whole(corpus):
     """The bytes of an undisturbed run, and how long it took."""
     started = time.monotonic()
-    assert run_process("encode", corpus, *HASH, "-o", corpus.parent / "whole.parquet").code == 0
-    return (corpus.parent / "whole.parquet").read_bytes(), time.monotonic() - started
+    return bytes_of_a_run(corpus), time.monotonic() - started
 
 
 def earlier_output(path, folder):

@@ -19,6 +19,7 @@ from embedcli.store.staging import Staging
 from tests.conftest import run_process
 from tests.runs import (
     HASH,
+    bytes_of_a_run,
     children,
     content,
     counts,
@@ -41,10 +42,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus):
-    """The output of one process."""
-    path = corpus.parent / "whole.parquet"
-    assert run_process("encode", corpus, *HASH, "-o", path).code == 0
-    return path.read_bytes()
+    return bytes_of_a_run(corpus)
 
 
 def workers_of(process):

@@ -16,9 +16,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import run_process
-from tests.runs import HASH, children, is_alive, staging_of, wait_for, workers_at, write_corpus
-from tests.test_sharing import end_of, join, slowed
+from tests.runs import (
+    HASH,
+    bytes_of_a_run,
+    children,
+    end_of,
+    is_alive,
+    join,
+    slowed,
+    staging_of,
+    wait_for,
+    workers_at,
+    write_corpus,
+)
 
 pytestmark = pytest.mark.heavy
 
@@ -31,9 +41,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus):
-    path = corpus.parent / "whole.parquet"
-    assert run_process("encode", corpus, *HASH, "-o", path).code == 0
-    return path.read_bytes()
+    return bytes_of_a_run(corpus)
 
 
 def free_port():
@@ -99,6 +107,16 @@ def all_work(agents, output):
     return [pid for agent in agents for pid in ranks_of(agent)]
 
 
+def launches(launcher, corpus, folder, rounds, rng):
+    """Launch again and again; yield an output, its launchers and their ranks somewhere in the middle."""
+    for number in range(rounds):
+        output = folder / str(number)
+        agents = launch_both(launcher, corpus, output, slowed(folder, seconds=0.4))
+        ranks = all_work(agents, output)
+        time.sleep(rng.uniform(0, 2))
+        yield output, agents, ranks
+
+
 def test_ranks_of_torchrun_give_the_same_bytes(corpus, whole, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc_per_node", "2", "-m", "embedcli", "encode", corpus, *HASH]
@@ -122,11 +140,7 @@ def test_two_launches_act_as_two_machines(launcher, corpus, whole, tmp_path):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_rank_that_is_killed_costs_nothing(launcher, corpus, whole, tmp_path, full):
     rounds, rng, seconds = 20 if full else 1, random.Random(launcher), []
-    for number in range(rounds):
-        output = tmp_path / str(number)
-        agents = launch_both(launcher, corpus, output, slowed(tmp_path, seconds=0.4))
-        ranks = all_work(agents, output)
-        time.sleep(rng.uniform(0, 2))
+    for output, agents, ranks in launches(launcher, corpus, tmp_path, rounds, rng):
         started = time.monotonic()
         os.kill(rng.choice(ranks), signal.SIGKILL)
         ends = [end_of(agent, seconds=180) for agent in agents]
@@ -145,11 +159,7 @@ def test_a_rank_that_is_killed_costs_nothing(launcher, corpus, whole, tmp_path, 
 def test_a_machine_that_is_killed_costs_nothing(launcher, dead, corpus, whole, tmp_path, full):
     """What the other launcher ends with is its own affair: it waits for the lost machine."""
     rounds, rng, codes = 20 if full else 1, random.Random(launcher), []
-    for number in range(rounds):
-        output = tmp_path / str(number)
-        agents = launch_both(launcher, corpus, output, slowed(tmp_path, seconds=0.4))
-        ranks = all_work(agents, output)
-        time.sleep(rng.uniform(0, 2))
+    for output, agents, ranks in launches(launcher, corpus, tmp_path, rounds, rng):
         kill_machine(agents[dead])
         wait_for(output.exists, seconds=120)
         assert output.read_bytes() == whole

@@ -1,5 +1,6 @@
 """Several commands at one output: `--join`, launchers, and what happens when one of them dies."""
 
+import contextlib
 import json
 import os
 import random
@@ -14,8 +15,13 @@ import pytest
 from tests.conftest import run_process
 from tests.runs import (
     HASH,
+    SLOW,
+    bytes_of_a_run,
     content,
+    end_of,
+    join,
     poisoned,
+    slowed,
     staging_of,
     start_encode,
     table,
@@ -23,17 +29,6 @@ from tests.runs import (
     workers_at,
     write_corpus,
 )
-
-# The pseudo-model takes this long for a thousand texts.
-SLOW = """
-import hashlib, itertools, time
-real, calls = hashlib.shake_128, itertools.count()
-def shake(data):
-    if next(calls) % 1000 == 0:
-        time.sleep({seconds})
-    return real(data)
-hashlib.shake_128 = shake
-"""
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +39,23 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(corpus):
-    """The output of one command."""
-    path = corpus.parent / "whole.parquet"
-    assert run_process("encode", corpus, *HASH, "-o", path).code == 0
-    return path.read_bytes()
-
-
-def slowed(folder, seconds=0.1):
-    return poisoned(folder, SLOW.format(seconds=seconds))
-
-
-def join(corpus, output, *options, **more):
-    return start_encode(corpus, output, "--join", *options, start_new_session=True, **more)
-
-
-def end_of(process, seconds=60):
-    """A process's exit code and what it said."""
-    out, err = process.communicate(timeout=seconds)
-    return process.returncode, out.decode(), err.decode()
+    return bytes_of_a_run(corpus)
 
 
 def has_planned(output):
     return (staging_of(output) / "run" / "plan.json").exists()
+
+
+@contextlib.contextmanager
+def at_work(corpus, output, folder):
+    """A command that has planned, and is killed with the block."""
+    first = join(corpus, output, env=slowed(folder, seconds=0.3))
+    try:
+        wait_for(lambda: has_planned(output))
+        yield
+    finally:
+        first.kill()
+        first.communicate()
 
 
 @pytest.mark.parametrize("kind", ["o.parquet", "o/"])
@@ -122,23 +112,16 @@ def test_rejected_rows_are_told_by_all_but_not_to_a_launcher(tmp_path):
 )
 def test_another_request_is_refused_while_others_are_at_it(options, difference, corpus, tmp_path):
     output = tmp_path / "o"
-    first = join(corpus, output, env=slowed(tmp_path, seconds=0.3))
-    wait_for(lambda: has_planned(output))
-    code, _, err = end_of(join(corpus, output, *options))
+    with at_work(corpus, output, tmp_path):
+        code, _, err = end_of(join(corpus, output, *options))
     assert (code, difference in err) == (78, True), err
-    first.kill()
-    first.communicate()
 
 
 def test_another_input_is_refused_while_others_are_at_it(corpus, tmp_path):
-    output = tmp_path / "o"
-    first = join(corpus, output, env=slowed(tmp_path, seconds=0.3))
-    wait_for(lambda: has_planned(output))
-    small = write_corpus(tmp_path / "small.jsonl", 10)
-    code, _, err = end_of(join(small, output))
+    output, small = tmp_path / "o", write_corpus(tmp_path / "small.jsonl", 10)
+    with at_work(corpus, output, tmp_path):
+        code, _, err = end_of(join(small, output))
     assert (code, "input is" in err, str(small) in err) == (78, True, True), err
-    first.kill()
-    first.communicate()
 
 
 def test_without_join_a_second_run_is_refused(corpus, tmp_path):

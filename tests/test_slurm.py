@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import run_process
-from tests.runs import HASH, staging_of, wait_for, workers_at, write_corpus
-from tests.test_sharing import slowed
+from tests.runs import HASH, slowed, staging_of, wait_for, workers_at, write_corpus
 
 ROOT = os.environ.get("SLURM_ROOT", "")
 pytestmark = [pytest.mark.heavy, pytest.mark.skipif(not ROOT, reason="needs SLURM_ROOT")]
