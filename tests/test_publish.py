@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from embedcli.store import manifest, publish, staging
+from embedcli.store import life, manifest, publish, staging
 from tests.runs import content, counts, damage, encode, remove, staging_of, table, write_corpus
 
 
@@ -67,7 +67,11 @@ def test_killed_while_it_publishes_the_same_command_goes_on(
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["out", "out/"])
-def test_damage_of_what_a_run_was_about_to_publish_is_done_again(cli, kill, tmp_path, kind, full):
+def test_damage_of_what_a_run_was_about_to_publish_is_done_again(
+    cli, kill, tmp_path, monkeypatch, kind, full
+):
+    # Where a damaged sign of life tells nothing, it is watched for a while.
+    monkeypatch.setattr(life, "WATCHED_SECONDS", 1)
     corpus, output = write_corpus(tmp_path / "c.jsonl", rows=3_000), f"{tmp_path}/{kind}"
     with corpus.open("a") as lines:
         lines.write('{"id": 3000, "text": null}\n')

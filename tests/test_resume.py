@@ -15,6 +15,7 @@ import pytest
 from embedcli.encoder.hashing import HashEncoder
 from embedcli.errors import Interrupted
 from embedcli.run.steps import UnitSteps
+from embedcli.store import life
 from embedcli.store import staging as store_staging
 from tests.conftest import run_process
 from tests.runs import (
@@ -281,8 +282,12 @@ def test_damage_in_staging_is_done_again(seed, cli, corpus, interrupt, whole, tm
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["out.parquet", "out/"])
-def test_damage_of_any_file_in_staging_is_done_again(kind, cli, interrupt, fail_17, tmp_path, full):
+def test_damage_of_any_file_in_staging_is_done_again(
+    kind, cli, interrupt, fail_17, tmp_path, monkeypatch, full
+):
     """Also of what is kept of rejected rows, of begun units, and of an earlier input's parts."""
+    # Where a damaged sign of life tells nothing, it is watched for a while.
+    monkeypatch.setattr(life, "WATCHED_SECONDS", 1)
     corpus, output = write_corpus(tmp_path / "c.jsonl"), tmp_path / kind.rstrip("/")
     reject = ("--on-error", "reject")
     interrupt(corpus, f"{tmp_path}/{kind}", 3, *reject)

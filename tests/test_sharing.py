@@ -374,7 +374,8 @@ def join_in_a_container(corpus, output, environment):
 @pytest.mark.heavy
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs its own process numbers")
 def test_containers_on_one_machine_share_an_output(corpus, whole, tmp_path):
-    output, environment = tmp_path / "o", slowed(tmp_path)
+    # Slow enough that all three are there at one time, on a slow machine, too.
+    output, environment = tmp_path / "o", slowed(tmp_path, 0.4)
     joiners = [join_in_a_container(corpus, output, environment) for _ in range(3)]
     wait_for(lambda: len(workers_at(output)) == 3)
     started = time.monotonic()
