@@ -2,8 +2,14 @@
 
 import ctypes
 import gc
+import multiprocessing.context
 import os
 import signal
+import sys
+import types
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 
@@ -12,6 +18,45 @@ def prepare() -> None:
     """Set up the interpreter for rows: many objects, which hold no cycles."""
     # By default it looks for cycles after each 700 objects: 10 % of the time of reading JSON.
     gc.set_threshold(20_000, 10, 10)
+
+
+class _Process(multiprocessing.context.SpawnProcess):
+    def start(self) -> None:
+        """Start it without the caller's script, which it would run again, for functions of its own."""
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+        try:
+            super().start()
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(multiprocessing.context.SpawnContext):
+    Process = _Process
+
+
+def pool(
+    count: int, initializer: Callable[..., None] | None = None, *arguments: Any
+) -> ProcessPoolExecutor:
+    """Return a pool of processes that end with this one; each calls `initializer` first.
+
+    Linux ends a process with the thread that started it, so the main one had better give them work.
+    """
+    # A new interpreter, not a fork: Arrow's threads don't survive one, nor does CUDA. It finds no
+    # module in the current folder.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    return ProcessPoolExecutor(
+        count,
+        _Context(),
+        initializer=_begin,
+        initargs=(os.getpid(), initializer, arguments),
+    )
+
+
+def _begin(parent: int, initializer: Callable[..., None] | None, arguments: Sequence[Any]) -> None:
+    follow_parent(parent)
+    if initializer is not None:
+        initializer(*arguments)
 
 
 def follow_parent(parent: int) -> None:

@@ -1,8 +1,6 @@
 """Planning on all cores: a function over parts of the input, its results in order."""
 
 import contextlib
-import functools
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from embedcli.errors import DeviceError
-from embedcli.processes import follow_parent
+from embedcli.processes import pool as new_pool
 from embedcli.records import InputFile
 
 Task = TypeVar("Task")
@@ -34,13 +32,7 @@ def map_in_order(
     if processes < 2 or total_bytes < _PARALLEL_BYTES:
         yield map(function, tasks)
         return
-    # A new interpreter, not a fork: Arrow's threads don't survive one. It finds no module in the current folder.
-    os.environ["PYTHONSAFEPATH"] = "1"
-    pool = ProcessPoolExecutor(
-        processes,
-        multiprocessing.get_context("spawn"),
-        initializer=functools.partial(follow_parent, os.getpid()),
-    )
+    pool = new_pool(processes)
     try:
         yield _results(pool, function, tasks)
         pool.shutdown()
