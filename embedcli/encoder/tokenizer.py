@@ -4,10 +4,12 @@ Special tokens are put around by us, not by the tokenizer: so their ids are know
 is too long loses tokens of its own, never those of the template around it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,15 @@ import numpy.typing as npt
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as Normalizers
 
+from embedcli.encoder.cutting import Cuts, find_cuts
 from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
 _TEXTS_AT_ONCE = 1024
+# Characters of a long text that are tokenized first, for each token that it may keep; if they don't
+# suffice, so many times as many.
+_CHARACTERS_A_TOKEN, _GROWTH = 8, 4
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,10 @@ class Tokenizer:
             reason = " ".join(str(error).split())[:300]
             raise ConfigurationError(f"{self._id}: its tokenizer fails: {reason}") from None
 
+    def save(self, path: Path) -> None:
+        """Write what a Tokenizer of the same spec can be made of again."""
+        self._backend.save(str(path), pretty=False)
+
     def count(self, strings: list[str]) -> list[int]:
         """Count the tokens of each string, special ones included, untruncated."""
         special = len(self.before) + len(self.after)
@@ -129,13 +139,8 @@ class Tokenizer:
         """Tokenize; texts over the max length lose their last tokens before the template's end."""
         inner: list[list[int]] = []
         for start in range(0, len(rendered.strings), _TEXTS_AT_ONCE):
-            # Without offsets, which only texts with something behind them need, once they are truncated.
-            strings = rendered.strings[start : start + _TEXTS_AT_ONCE]
-            with self._errors_named():
-                encodings = self._backend.encode_batch_fast(strings, add_special_tokens=False)
-            inner += [encoding.ids for encoding in encodings]
+            inner += self._first_ids(rendered.strings[start : start + _TEXTS_AT_ONCE])
         truncated = np.zeros(len(inner), np.bool_)
-        # Few texts are too long: those alone are tokenized again, with offsets.
         for row, ids in enumerate(inner):
             if len(ids) > self._max_inner:
                 inner[row] = self._truncate(
@@ -145,6 +150,33 @@ class Tokenizer:
         prompts = zip(rendered.strings, rendered.starts, strict=True)
         skipped = [self._prompt_length(string, start) for string, start in prompts]
         return self._join(inner, truncated, np.array(skipped, np.int32))
+
+    @cached_property
+    def _cuts(self) -> Cuts | None:
+        return find_cuts(self._backend)
+
+    def _first_ids(self, strings: list[str]) -> list[list[int]]:
+        """Return the ids of each string; of one that has too many, at least one more than fits."""
+        ids: list[list[int]] = [[] for _ in strings]
+        rows, size = list(range(len(strings))), self._max_inner * _CHARACTERS_A_TOKEN
+        while rows:
+            heads = [self._head(strings[row], size) for row in rows]
+            with self._errors_named():
+                # Without offsets, which only texts with something behind them need, once they are truncated.
+                encodings = self._backend.encode_batch_fast(heads, add_special_tokens=False)
+            too_short = []
+            for row, head, encoding in zip(rows, heads, encodings, strict=True):
+                ids[row] = encoding.ids
+                if len(head) < len(strings[row]) and len(ids[row]) <= self._max_inner:
+                    too_short.append(row)
+            rows, size = too_short, size * _GROWTH
+        return ids
+
+    def _head(self, string: str, size: int) -> str:
+        """Return the string's beginning, if it is long and can be cut."""
+        if len(string) <= 2 * size or self._cuts is None:
+            return string
+        return self._cuts.head(string, size) or string
 
     def _join(
         self,
@@ -168,17 +200,58 @@ class Tokenizer:
 
     def _truncate(self, ids: list[int], string: str, start: int, stop: int) -> list[int]:
         """Keep the tokens of the template around the text, and as many of the text's as fit: its
-        first ones, or its last where the model cuts on the left.
+        first ones, or its last where the model cuts on the left. `ids`: the string's first ones.
         """
-        at_end = stop == len(string)
-        if at_end and not self._cuts_left:
-            return ids[: self._max_inner]
-        if self._cuts_left and at_end and not start:
-            return ids[-self._max_inner :]
-        offsets = self._backend.encode(string, add_special_tokens=False).offsets
-        if self._cuts_left:
-            return _without_start(ids, offsets, self._max_inner, start)
-        return _without_middle(ids, offsets, self._max_inner, stop)
+        if not self._cuts_left:
+            end = self._ids_behind(string, stop) if stop < len(string) else []
+            self._check_room(end, "end")
+            return ids[: self._max_inner - len(end)] + end
+        begin = self._ids_before(string, start) if start else []
+        self._check_room(begin, "start")
+        return begin + self._last_ids(string, self._max_inner - len(begin))
+
+    def _check_room(self, ids: list[int], which: str) -> None:
+        if len(ids) >= self._max_inner:
+            raise ConfigurationError(
+                f"the template's {which} alone has {len(ids)} tokens, more than --max-length allows"
+            )
+
+    def _ids_before(self, string: str, start: int) -> list[int]:
+        """Return the ids before the first token that begins at `start` or behind it."""
+        for head in (self._head(string, start + _CHARACTERS_A_TOKEN), string):
+            encoding = self._backend.encode(head, add_special_tokens=False)
+            for index, (token_start, token_stop) in enumerate(encoding.offsets):
+                if token_start >= start and token_stop > token_start:
+                    ids: list[int] = encoding.ids[:index]
+                    return ids
+        return []
+
+    def _ids_behind(self, string: str, stop: int) -> list[int]:
+        """Return the ids from the first token on that ends behind `stop`."""
+        place = self._tail_start(string, _CHARACTERS_A_TOKEN, stop)
+        encoding = self._backend.encode(string[place:], add_special_tokens=False)
+        for index, (_, token_stop) in enumerate(encoding.offsets):
+            if place + token_stop > stop:
+                ids: list[int] = encoding.ids[index:]
+                return ids
+        return []
+
+    def _last_ids(self, string: str, count: int) -> list[int]:
+        size = count * _CHARACTERS_A_TOKEN
+        while True:
+            place = self._tail_start(string, size, len(string))
+            ids: list[int] = self._backend.encode(string[place:], add_special_tokens=False).ids
+            if len(ids) >= count or not place:
+                return ids[-count:]
+            size *= _GROWTH
+
+    def _tail_start(self, string: str, size: int, stop: int) -> int:
+        """Return where an end begins that holds `size` characters before `stop`; 0 where that isn't
+        worth a cut, or can't be told.
+        """
+        if stop <= 2 * size or self._cuts is None:
+            return 0
+        return self._cuts.tail_start(string, size, stop) or 0
 
     def _prompt_length(self, string: str, start: int) -> int:
         """Return how many first tokens are the prompt's, for models that pool the text alone.
@@ -195,39 +268,6 @@ class Tokenizer:
                 length += len(self.before)
             self._prompt_lengths[prompt] = length
         return self._prompt_lengths[prompt]
-
-
-def _without_middle(
-    ids: list[int], offsets: Sequence[tuple[int, int]], count: int, text_stop: int
-) -> list[int]:
-    """Keep `count` tokens: all of the template's end, and the first of what is before it."""
-    end = len(ids)
-    for index, (_, stop) in enumerate(offsets):
-        if stop > text_stop:
-            end = index
-            break
-    tail = ids[end:]
-    if len(tail) >= count:
-        raise ConfigurationError(
-            f"the template's end alone has {len(tail)} tokens, more than --max-length allows"
-        )
-    return ids[: count - len(tail)] + tail
-
-
-def _without_start(
-    ids: list[int], offsets: Sequence[tuple[int, int]], count: int, text_start: int
-) -> list[int]:
-    """Keep `count` tokens: all of the template's start, and the last of what follows it."""
-    begin = 0
-    for index, (start, stop) in enumerate(offsets):
-        if start >= text_start and stop > start:
-            begin = index
-            break
-    if begin >= count:
-        raise ConfigurationError(
-            f"the template's start alone has {begin} tokens, more than --max-length allows"
-        )
-    return ids[:begin] + ids[len(ids) - (count - begin) :]
 
 
 def is_failure(error: BaseException) -> bool:
