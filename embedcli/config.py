@@ -14,6 +14,7 @@ STDIN = STDOUT = "-"
 REJECTS_NAME = "_rejects.jsonl"
 # A summary names so many files and rejected rows, and counts the others.
 NAMED_FILES = 10
+Backend = Literal["auto", "torch", "openvino"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
 # An interrupted run that was compiled goes on so, without insisting on it.
@@ -74,6 +75,7 @@ class RunOptions:
 
     device: str = "auto"
     dtype: DType = "auto"
+    backend: Backend = "auto"
     batch_tokens: int | None = None
     num_processes: int | None = None
     update: bool = False
@@ -91,7 +93,7 @@ class RunOptions:
         """Return the plainest path, by which others are judged: one text at a time, in float32, padded,
         not compiled.
         """
-        return cls(device=device, dtype="float32", batch_tokens=1, compile="off", plain=True)
+        return cls(device, "float32", backend="torch", batch_tokens=1, compile="off", plain=True)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from embedcli import machine
 from embedcli.config import RunOptions
 from embedcli.errors import DeviceError, UsageError
 
@@ -90,7 +91,7 @@ def devices(options: RunOptions, needs_torch: bool, place: Placement) -> list[st
     """
     if place.local_rank is not None and options.num_processes is not None:
         raise UsageError("--num-processes: the launcher has settled how many processes there are")
-    if not needs_torch or options.device == "cpu":
+    if not needs_torch or not _may_use_cuda(options):
         return ["cpu"] * (options.num_processes or 1)
     import torch
 
@@ -106,6 +107,12 @@ def devices(options: RunOptions, needs_torch: bool, place: Placement) -> list[st
     if place.local_rank is not None:
         return [f"cuda:{place.local_rank % count}"]
     return [f"cuda:{number % count}" for number in range(options.num_processes or count)]
+
+
+def _may_use_cuda(options: RunOptions) -> bool:
+    if options.device != "auto":
+        return options.device.startswith("cuda")
+    return options.backend != "openvino" and machine.may_have_cuda()
 
 
 def start(

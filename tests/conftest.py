@@ -38,7 +38,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = "/nonexistent/embedcli-tests-must-not-use-the-home-cache"
 os.environ["DO_NOT_TRACK"] = "1"
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "embedcli-tests-cache")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "embedcli-tests-compiled")
+# Is a GPU, or a package, that is missing a failure of the tests that need it?
+REQUIRES_GPU = os.environ.get("EMBEDCLI_REQUIRE_GPU") == "1"
 for _name in [name for name in os.environ if name.startswith("EMBEDCLI_")]:
     del os.environ[_name]
 

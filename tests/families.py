@@ -19,7 +19,7 @@ from embedcli import encoder, templates
 from embedcli.config import RunOptions
 from embedcli.models import families, hub
 from embedcli.models.request import ModelRequest
-from embedcli.models.spec import read_spec
+from embedcli.models.spec import ModelSpec, read_spec
 from tests import tiny
 
 TANH, IDENTITY = "torch.nn.modules.activation.Tanh", "torch.nn.modules.linear.Identity"
@@ -376,20 +376,28 @@ class Ours:
     packing: Any
 
 
+def spec_of(
+    name: str, path: Path, dim: int | None = None, **changes: Any
+) -> tuple[ModelSpec, templates.Template]:
+    """Describe a model as its family does; `changes` replace facts, to see that they matter."""
+    from dataclasses import replace
+
+    case, family = CASES.get(name), families.find_family([], name)
+    assert family is not None
+    files = hub.find(str(path))
+    role, task = (case.role, case.task) if case else ("query", None)
+    template = families.choose_template(files.id, role, task, name, family)
+    facts = replace(family.facts, **changes)
+    request = ModelRequest(max_length=tiny.LENGTH, dim=dim)
+    return read_spec(files, facts, request, template.role, family.adapters), template
+
+
 def ours(
     name: str, path: Path, texts: Sequence[str], dim: int | None = None, **changes: Any
 ) -> Ours:
-    """Encode with the family's template and facts; `changes` replace facts, to see that they matter."""
-    from dataclasses import replace
-
-    case, family = CASES[name], families.find_family([], name)
-    assert family is not None
-    files = hub.find(str(path))
-    template = families.choose_template(files.id, case.role, case.task, name, family)
-    facts = replace(family.facts, **changes)
-    request = ModelRequest(max_length=tiny.LENGTH, dim=dim)
-    found = read_spec(files, facts, request, template.role, family.adapters)
-    model: Any = encoder.load(found, RunOptions(device="cpu", dtype="float32"))
+    """Encode with the family's template and facts."""
+    spec, template = spec_of(name, path, dim, **changes)
+    model: Any = encoder.load(spec, RunOptions(device="cpu", dtype="float32", backend="torch"))
     rendered, _ = templates.render(template, texts, {})
     ids = model.prepare(rendered).as_lists()[4]
     encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from embedcli import launch
+from embedcli import launch, machine
 from embedcli.config import RunOptions
 from embedcli.errors import UsageError, ending_of
 from embedcli.run import supervisor
@@ -352,6 +352,7 @@ def test_devices(monkeypatch):
     alone, second = launch.Placement(), launch.Placement("torchrun", local_rank=1)
     assert launch.devices(RunOptions(), NO_TORCH, alone) == ["cpu"]
     assert launch.devices(RunOptions(device="cpu", num_processes=3), TORCH, alone) == ["cpu"] * 3
+    monkeypatch.setattr(machine, "may_have_cuda", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert launch.devices(RunOptions(), TORCH, alone) == ["cuda:0", "cuda:1"]
@@ -362,6 +363,8 @@ def test_devices(monkeypatch):
     ]
     assert launch.devices(RunOptions(device="cuda:1"), TORCH, alone) == ["cuda:1"]
     assert launch.devices(RunOptions(), TORCH, second) == ["cuda:1"]
+    by_openvino = RunOptions(backend="openvino", num_processes=2)
+    assert launch.devices(by_openvino, TORCH, alone) == ["cpu", "cpu"]
 
 
 @pytest.mark.parametrize(

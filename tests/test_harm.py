@@ -544,7 +544,7 @@ def test_the_way_out_that_is_no_way_out_is_not_offered(tmp_path, cli):
     "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE))
 )
 def test_nothing_is_pickled(path):
-    """Where others could put bytes: planning's own processes speak to it through pipes alone."""
+    """Where others could put bytes: our own processes speak to each other through pipes alone."""
     names = {
         alias.name
         for node in ast.walk(ast.parse(path.read_text()))
@@ -556,7 +556,7 @@ def test_nothing_is_pickled(path):
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ImportFrom)
     }
-    allowed = {"multiprocessing"} if path == PACKAGE / "sources" / "scanning.py" else set()
+    allowed = {"multiprocessing"} if path == PACKAGE / "processes.py" else set()
     refused = {"pickle", "marshal", "shelve", "multiprocessing", "cloudpickle", "dill"}
     assert not names & (refused - allowed)
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from embedcli.computation import Computation
 from embedcli.config import RunOptions
 from embedcli.errors import ConfigurationError
 from embedcli.run import loading
@@ -28,12 +29,12 @@ def load(stage, monkeypatch):
             asked.append((options.dtype, options.compile))
             wanted = dtype if options.dtype == "auto" else options.dtype
             code = compiled if options.compile == "auto" else options.compile == "on"
-            return SimpleNamespace(dtype=wanted, compiled=code and can_compile)
+            return SimpleNamespace(computation=Computation("cpu", wanted, code and can_compile))
 
         monkeypatch.setattr(loading.encoder, "load", model)
         job = SimpleNamespace(run=run or RunOptions(), spec=None)
         loaded = loading.load_model(job, stage, "cpu")
-        return asked, (loaded.dtype, loaded.compiled)
+        return asked, (loaded.computation.dtype, loaded.computation.compiled)
 
     return on
 
@@ -46,7 +47,7 @@ def test_the_first_decides_and_the_others_obey(load):
 def test_of_two_at_once_the_later_loads_again(load, stage, monkeypatch):
     """It has loaded its own way when the other one's word appears."""
     real = loading._agree
-    first = loading._Computation("bfloat16", compiled=False)
+    first = loading._Agreement("torch", "bfloat16", compiled=False)
     monkeypatch.setattr(loading, "_agree", lambda stage, mine: real(stage, first))
     assert load("float32") == ([("auto", "auto"), ("bfloat16", "off")], ("bfloat16", False))
 
@@ -54,6 +55,7 @@ def test_of_two_at_once_the_later_loads_again(load, stage, monkeypatch):
 def test_who_cannot_compute_so_is_refused(load):
     load("bfloat16", compiled=True)
     with pytest.raises(
-        ConfigurationError, match="in bfloat16, others of this run in bfloat16, comp"
+        ConfigurationError,
+        match="in bfloat16 by torch, others of this run in bfloat16 by torch, comp",
     ):
         load("float32", can_compile=False)

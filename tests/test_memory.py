@@ -2,6 +2,7 @@
 encoded.
 """
 
+import copy
 import json
 
 import numpy as np
@@ -9,11 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embedcli.encoder import forward
+from embedcli.encoder import forward, loading
+from embedcli.encoder.model import LoadedModel
 
-# What torch says on a GPU, and on a CPU.
+# What torch and its libraries say on a GPU, and on a CPU.
 KINDS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory"),
+    "cuda, taken by others": torch.AcceleratorError("CUDA error: out of memory"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    "cublas, first use": RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling"),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "python": MemoryError(),
     "cpu": RuntimeError(
         "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     ),
@@ -117,3 +124,86 @@ def test_other_faults_of_the_device_are_not_swallowed(cli, tiny_bert, corpus, me
     memory(30, RuntimeError("CUDA error: device-side assert triggered"))
     ran = encode(cli, tiny_bert, corpus, "o")
     assert (ran.code, "the device failed: CUDA error: device-side assert" in ran.err) == (69, True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_that_do_not_fit_beside_the_model_are_kept_by_the_cpu(
+    kind, cli, tiny_bert, corpus, monkeypatch
+):
+    assert encode(cli, tiny_bert, corpus, "free").code == 0
+    zeros, refused = torch.zeros, []
+
+    def without_room(*arguments, **options):
+        if "device" in options and not refused:
+            refused.append(arguments)
+            raise KINDS[kind]
+        return zeros(*arguments, **options)
+
+    monkeypatch.setattr(forward.torch, "zeros", without_room)
+    ran = encode(cli, tiny_bert, corpus, "tight")
+    assert (ran.code, len(refused)) == (0, 1), ran.err
+    assert pq.read_table(corpus.parent / "free").equals(pq.read_table(corpus.parent / "tight"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_that_does_not_fit_is_69_and_says_what_helps(
+    kind, cli, tiny_bert, corpus, monkeypatch
+):
+    def without_room(*arguments, **options):
+        raise KINDS[kind]
+
+    monkeypatch.setattr(loading.transformers.AutoModel, "from_pretrained", without_room)
+    ran = encode(cli, tiny_bert, corpus, "o")
+    assert ran.code == 69, ran.err
+    assert "doesn't fit into the memory of cpu" in ran.err
+    assert "--dtype bfloat16" in ran.err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_repaired_on_the_cpu_where_its_device_has_no_room(
+    kind, cli, tiny_bert, corpus, monkeypatch
+):
+    """The first model is in bfloat16, its copy in float32 doesn't fit; the CPU's does."""
+    assert encode(cli, tiny_bert, corpus, "exact").code == 0
+    embed, copies = forward.embed, LoadedModel.in_float32
+    places = []
+
+    def spoiled(model, tokens, rows):
+        vectors = embed(model, tokens, rows)
+        return vectors if model.dtype == torch.float32 else vectors * torch.nan
+
+    def first_refused(model, device):
+        places.append(str(device))
+        if device.type == "meta":
+            raise KINDS[kind]
+        return copies(model, device)
+
+    def elsewhere(encoder, tokens, rows):
+        """As `_again`, on a device that isn't the CPU."""
+        elsewhere_encoder = copy.copy(encoder)
+        elsewhere_encoder._model = OnAnotherDevice(encoder._model)
+        return again(elsewhere_encoder, tokens, rows)
+
+    again = forward.TorchEncoder._again
+    monkeypatch.setattr(forward, "embed", spoiled)
+    monkeypatch.setattr(LoadedModel, "in_float32", first_refused)
+    monkeypatch.setattr(forward.TorchEncoder, "_again", elsewhere)
+    options = ["--dtype", "bfloat16", "--compile", "off"]
+    ran = encode(cli, tiny_bert, corpus, "repaired", *options)
+    assert ran.code == 0, ran.err
+    assert places[:2] == ["meta", "cpu"]
+    vectors = [
+        np.array(pq.read_table(corpus.parent / name)["embedding"].to_pylist())
+        for name in ("exact", "repaired")
+    ]
+    assert (vectors[0] * vectors[1]).sum(axis=1).min() >= 0.999
+
+
+class OnAnotherDevice:
+    """A model that says it is on a device without room; the rest is its own."""
+
+    def __init__(self, model):
+        self._model, self.device = model, torch.device("meta")
+
+    def in_float32(self, device):
+        return self._model.in_float32(device)

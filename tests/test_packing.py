@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedcli import encoder, templates
+from embedcli import encoder, machine, templates
+from embedcli.computation import Computation
 from embedcli.config import RunOptions
-from embedcli.encoder import compiling, environment, forward
+from embedcli.encoder import choice, forward, packing
 from embedcli.encoder.batching import length_groups, packs
 from embedcli.errors import ConfigurationError
 from embedcli.models import hub
@@ -22,7 +23,7 @@ from embedcli.models.request import ModelRequest
 from embedcli.models.spec import read_spec
 from embedcli.recipe import Recipe, Space, TemplateSource
 from embedcli.run import planning
-from embedcli.store.provenance import ColumnProvenance, Made
+from embedcli.store.provenance import ColumnProvenance
 from embedcli.store.vector_file import VectorFile
 from tests import tiny
 from tests.conftest import SAMPLE, run_process
@@ -30,6 +31,7 @@ from tests.conftest import SAMPLE, run_process
 lengths = st.lists(st.integers(1, 300), max_size=200).map(
     lambda values: np.array(values, dtype=np.int32)
 )
+AMX = machine.Cpu("GenuineIntel", frozenset({"amx_bf16", "avx512_bf16"}), 0x20)
 PLAIN = ("--dtype", "float32", "--compile", "off")
 TEXTS = [
     *tiny.ODD_TEXTS,
@@ -85,9 +87,13 @@ def test_a_pack_gives_what_each_text_gives_alone(batch_tokens, tiny_bert):
     assert packed.padded == packed.tokens.sum()
 
 
+def refuse(*arguments):
+    raise packing.CannotPackError("its class has its own attention")
+
+
 def test_a_model_that_cannot_run_packs_is_padded(tmp_path, monkeypatch, tiny_bert):
     packed = encode(load(tiny_bert))
-    monkeypatch.setattr("embedcli.encoder.loading.find_packing", lambda *arguments: None)
+    monkeypatch.setattr("embedcli.encoder.loading.find_packing", refuse)
     padded = encode(load(tiny_bert, batch_tokens=200))
     assert padded.padded > padded.tokens.sum()
     assert np.abs(packed.vectors - padded.vectors).max() <= 1e-6
@@ -96,24 +102,25 @@ def test_a_model_that_cannot_run_packs_is_padded(tmp_path, monkeypatch, tiny_ber
 def test_a_row_that_is_tried_again_in_float32_has_a_kernel_that_runs_float32(tiny_bert):
     model = load(tiny_bert, dtype="bfloat16")
     loaded = model._model
-    again = replace(loaded, packing=replace(loaded.packing, kernel="varlen")).in_float32
+    again = replace(loaded, packing=replace(loaded.packing, kernel="varlen"))
+    again = again.in_float32(torch.device("cpu"))
     assert (again.packing.kernel, again.dtype) == ("groups", torch.float32)
     exact = encode(load(tiny_bert)).vectors
     assert np.abs(encode(forward.TorchEncoder(again)).vectors - exact).max() <= 1e-2
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not choice._has_compiler(), reason="needs a C++ compiler")
 def test_compiled_code_gives_the_same_vectors(cli, tiny_bert, tmp_path):
     model, plain = load(tiny_bert, compile="on", batch_tokens=128), encode(load(tiny_bert))
-    assert model.compiled
+    assert model.computation.compiled
     found = encode(model)
     assert np.abs(found.vectors - plain.vectors).max() <= 1e-5
     assert found.padded % 128 == 0
     assert np.array_equal(encode(model).vectors, found.vectors)
 
 
-@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not choice._has_compiler(), reason="needs a C++ compiler")
 def test_an_output_says_that_compiled_code_made_it(cli, tiny_bert, tmp_path):
     corpus = tmp_path / "c.jsonl"
     corpus.write_text('{"text": "one"}\n{"text": "two words"}\n')
@@ -140,7 +147,7 @@ def test_an_output_says_that_compiled_code_made_it(cli, tiny_bert, tmp_path):
             tmp_path / name,
         )
         assert ran.code == 0, ran.err
-        assert ("float32, compiled" in ran.err) is (compile_it == "on")
+        assert ("float32 by torch, compiled" in ran.err) is (compile_it == "on")
         assert VectorFile(str(tmp_path / name)).made.compiled is (compile_it == "on")
     one, other = (
         np.array(pq.read_table(tmp_path / name)["embedding"].to_pylist())
@@ -150,14 +157,14 @@ def test_an_output_says_that_compiled_code_made_it(cli, tiny_bert, tmp_path):
 
 
 def test_where_there_is_no_compiler_on_is_refused_and_auto_goes_without(tiny_bert, monkeypatch):
-    monkeypatch.setattr(compiling, "has_compiler", lambda: True)
-    monkeypatch.setattr(environment, "announces_tiles", lambda: True)
+    monkeypatch.setattr(choice, "_has_compiler", lambda: True)
+    monkeypatch.setattr(machine, "cpu", lambda: AMX)
     monkeypatch.setattr(torch, "compile", lambda *arguments, **options: _Broken())
     with pytest.raises(ConfigurationError, match="can't be compiled: RuntimeError: no g") as raised:
         load(tiny_bert, compile="on")
     assert raised.value.hint == "--compile off"
     model = load(tiny_bert, compile="auto", dtype="auto", expected_tokens=10**9)
-    assert (model.compiled, len(encode(model).vectors)) == (False, len(TEXTS))
+    assert (model.computation.compiled, len(encode(model).vectors)) == (False, len(TEXTS))
 
 
 class _Broken(torch.nn.Linear):
@@ -166,33 +173,6 @@ class _Broken(torch.nn.Linear):
 
     def forward(self, **inputs):
         raise RuntimeError("no g++")
-
-
-@pytest.mark.parametrize(
-    ("tokens", "announced", "described", "compiler", "dtype", "device", "wanted"),
-    [
-        (None, True, False, True, "auto", "cpu", False),
-        (100_000, True, False, True, "auto", "cpu", False),
-        (10**6, True, False, True, "auto", "cpu", True),
-        (200_000, True, False, True, "auto", "cpu", False),
-        (200_000, True, False, True, "bfloat16", "cpu", True),
-        (10**6, True, True, True, "auto", "cpu", False),
-        (10**8, True, True, True, "auto", "cpu", True),
-        (10**8, True, False, False, "auto", "cpu", False),
-        (10**8, False, False, True, "auto", "cpu", False),
-        (10**8, True, False, True, "float32", "cpu", False),
-        (10**8, True, False, True, "auto", "cuda", False),
-    ],
-)
-def test_auto_compiles_where_it_pays(
-    monkeypatch, tokens, announced, described, compiler, dtype, device, wanted
-):
-    monkeypatch.setattr(environment, "announces_tiles", lambda: announced)
-    monkeypatch.setattr(environment, "has_tiles", lambda: described)
-    monkeypatch.setattr(compiling, "has_compiler", lambda: compiler)
-    for compile_it, decided in (("auto", wanted), ("on", True), ("off", False)):
-        options = RunOptions(dtype=dtype, compile=compile_it, expected_tokens=tokens)
-        assert compiling.pays(options, torch.device(device)) is decided
 
 
 def test_batch_tokens_is_auto_or_a_number(cli, tmp_path):
@@ -215,7 +195,7 @@ def test_batch_tokens_is_auto_or_a_number(cli, tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.skipif(not compiling.has_compiler(), reason="needs a C++ compiler")
+@pytest.mark.skipif(not choice._has_compiler(), reason="needs a C++ compiler")
 def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_nearly_float32s_vectors(
     tmp_path,
 ):
@@ -237,18 +217,30 @@ def test_compiled_minilm_gives_the_same_bytes_with_any_number_of_processes_and_n
     assert (found["one"] * found["float32"]).sum(axis=1).min() >= 0.9998
 
 
+def test_an_update_on_a_machine_with_a_gpu_uses_it(monkeypatch):
+    monkeypatch.setattr(machine, "may_have_cuda", lambda: True)
+    recipe = Recipe(Space("m", "", "", "", "", (), 1, True), "query", "{text}", 8)
+    computation = Computation("cpu", "float32", backend="openvino")
+    made = ColumnProvenance(recipe, TemplateSource("option"), "float32", (computation,))
+    assert planning.continue_as_before(RunOptions(), None, made).backend == "auto"
+    on_cpu = planning.continue_as_before(RunOptions(device="cpu"), None, made)
+    assert on_cpu.backend == "openvino"
+
+
 def test_an_interrupted_run_goes_on_compiled_or_not_as_it_began(tmp_path):
     recipe = Recipe(Space("m", "", "", "", "", (), 1, True), "query", "{text}", 8)
     for compiled, expected in ((True, "if-possible"), (False, "off")):
         made = ColumnProvenance(
-            recipe, TemplateSource("option"), "float32", (Made("cpu", "bfloat16", compiled),)
+            recipe, TemplateSource("option"), "float32", (Computation("cpu", "bfloat16", compiled),)
         )
         before = planning.continue_as_before(RunOptions(), made, None)
-        assert before == RunOptions(dtype="bfloat16", compile=expected)
+        assert before == RunOptions(backend="torch", dtype="bfloat16", compile=expected)
     updated = ColumnProvenance(
-        recipe, TemplateSource("option"), "float32", (Made("cpu", "float32", True),)
+        recipe, TemplateSource("option"), "float32", (Computation("cpu", "float32", True),)
     )
-    assert planning.continue_as_before(RunOptions(), None, updated) == RunOptions(dtype="float32")
+    assert planning.continue_as_before(RunOptions(), None, updated) == RunOptions(
+        backend="torch", dtype="float32"
+    )
     assert planning.continue_as_before(RunOptions(dtype="float32"), None, None) == RunOptions(
         dtype="float32"
     )

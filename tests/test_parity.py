@@ -164,31 +164,3 @@ def test_rows_without_a_finite_vector_are_tried_again_in_float32(tiny_bert, monk
     assert np.isfinite(encoded.vectors).all()
     rest = np.delete(encoded.vectors, blank, axis=0)
     assert np.abs(np.linalg.norm(rest, axis=1) - 1).max() < 1e-5
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device; test_packing.py has its twins"
-)
-def test_minilm_on_cuda_in_bfloat16_by_the_kernel_for_any_length(minilm):
-    read = read_spec(hub.find(None), FamilyFacts(), ModelRequest())
-    model = encoder.load(read, RunOptions(device="cuda", dtype="bfloat16"))
-    assert model._modules.packing.kernel == "varlen"
-    rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
-    vectors = model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors
-    assert (vectors * theirs(minilm)).sum(axis=1).min() >= 0.999
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests above are its twins"
-)
-def test_minilm_on_cuda(minilm):
-    files = hub.find(None)
-    model = encoder.load(
-        read_spec(files, FamilyFacts(), ModelRequest()), RunOptions(device="cuda", dtype="float32")
-    )
-    rendered, _ = templates.render(templates.parse("{text}", "query", "test"), TEXTS, {})
-    assert_equal(
-        model.encode(model.prepare(rendered), lambda rows, tokens: None).vectors, theirs(minilm)
-    )

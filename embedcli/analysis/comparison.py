@@ -118,6 +118,7 @@ def _differences(first: ColumnProvenance, second: ColumnProvenance) -> Differenc
         "vector_type": (first.vector_type, second.vector_type),
         "dtype": (", ".join(first.dtypes), ", ".join(second.dtypes)),
         "device": (", ".join(first.devices), ", ".join(second.devices)),
+        "backend": (", ".join(first.backends), ", ".join(second.backends)),
         "compiled": (first.compiled, second.compiled),
     }
     differing = {name: values for name, values in facts.items() if values[0] != values[1]}

@@ -14,6 +14,7 @@ from embedcli.commands.report import Report
 from embedcli.config import (
     STDIN,
     STDOUT,
+    Backend,
     Compile,
     InputOptions,
     Limit,
@@ -78,6 +79,14 @@ def encode(
             "Tokens per batch, padding included; auto: what suits the device.",
             "--batch-tokens",
             metavar="N|auto",
+        ),
+    ] = "auto",
+    backend: Annotated[
+        Backend,
+        option(
+            "torch, openvino (on CPUs), or auto: the faster one.",
+            "--backend",
+            metavar="NAME",
         ),
     ] = "auto",
     compile: Annotated[  # noqa: A002 - the option's name
@@ -248,6 +257,7 @@ def encode(
         watchdog=watchdog,
         join=join,
         wait=not no_wait,
+        backend=backend,
         compile=compile,
     )
     _check_together(update, fresh, dry_run, output, max_removed)

@@ -29,7 +29,7 @@ _GROUPS = {
         "overwrite",
     ),
     "Run": ("fresh", "join", "no_wait", "watchdog", "dry_run", "report", "quiet", "help"),
-    "Speed": ("device", "dtype", "batch_tokens", "compile", "num_processes"),
+    "Speed": ("device", "dtype", "backend", "batch_tokens", "compile", "num_processes"),
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
 _ENVIRONMENT = (

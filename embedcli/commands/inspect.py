@@ -61,9 +61,9 @@ def _provenance_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
     yield "role", f"{recipe.role}  ({made.template_source})"
     yield "template", recipe.template
     yield "max length", f"{recipe.max_length} tokens"
-    if made.made:
-        compiled = ", compiled," if made.compiled else ""
-        yield "computed", f"{', '.join(made.dtypes)}{compiled} on {', '.join(made.devices)}"
+    for computation in made.made:
+        yield "computed", str(computation)
+        yield "because", computation.reason
     yield "space id", space.id
     yield "recipe id", recipe.id
     counts = provenance.counts

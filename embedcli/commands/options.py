@@ -102,7 +102,14 @@ Like = Annotated[
         metavar="FILE",
     ),
 ]
-Numbers = Annotated[DType, option("Model dtype; auto: bfloat16 where it is faster.", "--dtype")]
+Numbers = Annotated[
+    DType,
+    option(
+        "float32, bfloat16, float16, or auto: what is fastest and accurate.",
+        "--dtype",
+        metavar="NAME",
+    ),
+]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:1.", "--device", metavar="DEVICE")]
 TextColumn = Annotated[
     str,

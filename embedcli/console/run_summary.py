@@ -91,10 +91,11 @@ def _observation_rows(run: "Summary") -> Rows:
 
 def _speed_rows(run: "Summary") -> Rows:
     counts = run.counts
-    if run.device:
-        dtype = f"{run.dtype}, compiled" if run.compiled else run.dtype
-        processes = f", {run.workers} processes" if run.workers > 1 else ""
-        yield "computed", f"{run.device}, {dtype}, {run.recipe.space.dim} dimensions{processes}"
+    processes = f", {run.workers} processes" if run.workers > 1 else ""
+    for computation in run.computations:
+        computed = f"{computation}, {run.recipe.space.dim} dimensions{processes}"
+        yield "computed", computed
+        yield "because", computation.reason
     encoding = run.seconds.get("encoding", 0.0) / run.workers
     if encoding:
         padding = 1 - counts.encoded_tokens / max(1, counts.padded_tokens)

@@ -3,17 +3,21 @@
 A backend is a row of BACKENDS and a module with four functions, which is imported when it is
 needed:
 
-    load(spec, options) -> Encoder
+    load(spec, options) -> Encoder                 transformers' also take the Choice
     release()                                      gives the memory of a model that is gone back
     count_tokens(spec, rendered) -> list[int]      what the model would see of each text
     token_ids(spec, rendered) -> list[list[int]]   the ids, special ones included
 """
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
+from embedcli import machine
+from embedcli.computation import Computation
 from embedcli.config import RunOptions
+from embedcli.encoder import choice, conversion, torch_backend
 from embedcli.encoder.api import Encoded, Encoder, OnBatch
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
@@ -26,6 +30,7 @@ __all__ = [
     "OnBatch",
     "backend_of",
     "count_tokens",
+    "libraries_of",
     "load",
     "release",
     "token_ids",
@@ -56,6 +61,11 @@ BACKENDS = {
         needs_torch=True,
         libraries=("torch", "transformers", "tokenizers", "numpy", "pyarrow"),
     ),
+    "openvino": Backend(
+        module="embedcli.encoder.openvino_backend",
+        needs_torch=False,
+        libraries=("openvino", "torch", "transformers", "tokenizers", "numpy", "pyarrow"),
+    ),
     "static": Backend(
         module="embedcli.encoder.static",
         needs_torch=False,
@@ -70,14 +80,54 @@ BACKENDS = {
 
 
 def backend_of(spec: ModelSpec) -> Backend:
-    """Return the backend that runs a model."""
+    """Return the backend that can run a model everywhere."""
     return BACKENDS["torch" if spec.source == "transformer" else spec.source]
 
 
+def libraries_of(spec: ModelSpec, made: Iterable[Computation]) -> set[str]:
+    """Return the libraries that computed some of a model's vectors."""
+    backends = {BACKENDS[entry.backend] for entry in made} or {backend_of(spec)}
+    return {name for backend in backends for name in backend.libraries}
+
+
 def load(spec: ModelSpec, options: RunOptions) -> Encoder:
-    """Load a model onto its device. Raises ConfigurationError, DeviceError."""
-    encoder: Encoder = backend_of(spec).functions.load(spec, options)
-    return encoder
+    """Load a model onto its device, by the backend that suits both. Raises ConfigurationError,
+    DeviceError.
+    """
+    if spec.source != "transformer":
+        encoder: Encoder = backend_of(spec).functions.load(spec, options)
+        return encoder
+    choice.check(options)
+    if _runs_on_cuda(options):
+        return torch_backend.load(spec, options)
+    return _load_on_cpu(spec, options)
+
+
+def _runs_on_cuda(options: RunOptions) -> bool:
+    if options.device != "auto":
+        return options.device.startswith("cuda")
+    if options.backend == "openvino" or not machine.may_have_cuda():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _load_on_cpu(spec: ModelSpec, options: RunOptions) -> Encoder:
+    is_converted = choice.has_openvino() and conversion.is_ready(spec)
+    chosen = choice.choose_for_cpu(options, spec.model_type, is_converted)
+    if chosen.backend == "torch":
+        return torch_backend.load(spec, options, chosen)
+    from embedcli.encoder import openvino_backend
+
+    try:
+        return openvino_backend.load(spec, options, chosen)
+    except conversion.NotConvertedError as error:
+        if options.backend == "openvino":
+            raise
+        instead = choice.choose_for_cpu(replace(options, backend="torch"), spec.model_type, False)
+        reason = f"{instead.reason}; {error}"
+        return torch_backend.load(spec, options, replace(instead, reason=reason))
 
 
 def release(spec: ModelSpec) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from embedcli.computation import Computation
 from embedcli.records import Rendered
 
 # Called with the rows and the tokens of each batch that is done.
@@ -33,16 +34,8 @@ class Encoder(Protocol):
     """A loaded model: encodes rendered texts and says what it runs on."""
 
     @property
-    def device(self) -> str:
-        """The device by name."""
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the weights."""
-
-    @property
-    def compiled(self) -> bool:
-        """Does compiled code do the work?"""
+    def computation(self) -> Computation:
+        """How vectors are computed, and why so."""
 
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Count the tokens of each string, special ones included, untruncated."""

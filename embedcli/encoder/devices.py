@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import nn
 
-from embedcli.encoder import environment
+from embedcli.config import RunOptions
+from embedcli.encoder.choice import Choice
 from embedcli.errors import DeviceError
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Measured on 2 cores: from 1,024 to 4,096 tokens there is no difference; larger packs leave the caches.
 _CPU_BATCH_TOKENS = 2048
 # A GPU wants many tokens at once, but no more than this share of its free memory for what a layer keeps of them.
@@ -33,15 +35,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device, compiled: bool = False) -> torch.dtype:
-    """Return the number format for `auto`: bfloat16 where the hardware is faster in it, else float32."""
-    if name != "auto":
-        return _DTYPES[name]
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = environment.has_tiles() or (compiled and environment.announces_tiles())
-    return torch.bfloat16 if fast else torch.float32
+def choose_for_cuda(options: RunOptions, device: torch.device, may_float16: bool) -> Choice:
+    """Choose the dtype for `auto`: the 16 bits that this GPU calculates in, if the model bears them."""
+    with torch.cuda.device(device):
+        has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    fastest = "bfloat16" if has_bfloat16 else "float16" if may_float16 else "float32"
+    dtype = fastest if options.dtype == "auto" else options.dtype
+    generation = "with" if has_bfloat16 else "without"
+    compiled = options.compile == "on"
+    return Choice("torch", dtype, compiled, f"fastest on a GPU {generation} bfloat16")
 
 
 def choose_batch_tokens(device: torch.device, transformer: nn.Module) -> int:
@@ -59,3 +61,11 @@ def choose_batch_tokens(device: torch.device, transformer: nn.Module) -> int:
     return max(
         1024, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * free / (width * size))) // 1024 * 1024
     )
+
+
+def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """Copy an array to the device; the copy to a GPU doesn't wait for what the GPU is at."""
+    tensor = torch.from_numpy(values)
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)

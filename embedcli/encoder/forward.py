@@ -2,25 +2,24 @@
 normalization.
 """
 
-from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from embedcli import machine
+from embedcli.computation import Computation
 from embedcli.encoder.api import Encoded, OnBatch
-from embedcli.encoder.batching import Rows, batches, length_groups, packs
+from embedcli.encoder.batching import Rows, batches, length_groups, packs, padded
+from embedcli.encoder.devices import to_device
+from embedcli.encoder.memory import if_it_fits
 from embedcli.encoder.model import LoadedModel
-from embedcli.encoder.pooling import POOLINGS
+from embedcli.encoder.pooling import Layout, Padded, packed_layout, pool
+from embedcli.encoder.repair import NO_TOKENS, Vectors, repair
 from embedcli.encoder.tokenizer import Tokens
+from embedcli.encoder.tokenizer_processes import TokenizerProcesses, process_count
 from embedcli.records import Rendered
-
-# States [n, T, H] of n texts, and int64 [n, T]: the number of each token in its text, from 1 on; 0 for
-# what isn't pooled.
-Block = tuple[Tensor, Tensor]
 
 
 class TorchEncoder:
@@ -29,22 +28,24 @@ class TorchEncoder:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._budget = model.batch_tokens
+        processes = process_count(machine.cores()) if model.device.type == "cuda" else 0
+        self._tokenizer = (
+            TokenizerProcesses(model.tokenizer, processes) if processes else model.tokenizer
+        )
 
     @property
-    def device(self) -> str:
-        """The device by name, such as `cpu` or `NVIDIA H100`."""
-        device = self._model.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-    @property
-    def dtype(self) -> str:
-        """The dtype of the weights."""
-        return str(self._model.dtype).removeprefix("torch.")
-
-    @property
-    def compiled(self) -> bool:
-        """Does compiled code do the work?"""
-        return self._model.compiled is not None
+    def computation(self) -> Computation:
+        """How vectors are computed, on a device such as `cpu` or `NVIDIA H100`."""
+        model = self._model
+        on_gpu = model.device.type == "cuda"
+        return Computation(
+            device=torch.cuda.get_device_name(model.device) if on_gpu else "cpu",
+            dtype=str(model.dtype).removeprefix("torch."),
+            compiled=model.compiled is not None,
+            backend="torch",
+            attention=model.packing.kernel if model.packing is not None else "padded",
+            reason=model.reason,
+        )
 
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Count the tokens of each string, special ones included, untruncated."""
@@ -52,7 +53,7 @@ class TorchEncoder:
 
     def prepare(self, rendered: Rendered) -> Tokens:
         """Tokenize, on all cores."""
-        return self._model.tokenizer.encode(rendered)
+        return self._tokenizer.encode(rendered)
 
     @torch.inference_mode()
     def encode(self, prepared: Tokens, on_batch: OnBatch) -> Encoded:
@@ -61,17 +62,15 @@ class TorchEncoder:
         Vectors leave the device once, at the end.
         """
         model, lengths = self._model, prepared.lengths
-        vectors = torch.zeros((len(lengths), model.spec.dim), device=model.device)  # float32
-        padded = 0
+        vectors = self._zeros(len(lengths))
+        padded_tokens = 0
         # Some tokenizers add no special tokens: an empty text has nothing that a model could look at.
-        failed = dict.fromkeys(
-            np.flatnonzero(lengths == 0).tolist(), "it has no tokens: this tokenizer adds none"
-        )
+        failed = dict.fromkeys(np.flatnonzero(lengths == 0).tolist(), NO_TOKENS)
         on_batch(len(failed), 0)
         pending = self._batches(prepared, np.flatnonzero(lengths))
         while pending:
             rows = pending.pop()
-            embedded = _if_it_fits(partial(embed, model, prepared, rows))
+            embedded = if_it_fits(partial(embed, model, prepared, rows))
             if embedded is None and len(rows) > 1:
                 # Halve the budget for good, and cut all that is left anew.
                 self._budget = int(lengths[rows].sum()) // 2
@@ -82,11 +81,12 @@ class TorchEncoder:
                     f"its {lengths[rows[0]]} tokens don't fit into the device's memory"
                 )
             else:
-                vectors[torch.from_numpy(rows).to(model.device)] = embedded
-                padded += model.computed_tokens(prepared, rows)
+                vectors[to_device(rows, vectors.device)] = embedded.to(vectors.device)
+                padded_tokens += model.computed_tokens(prepared, rows)
             on_batch(len(rows), int(lengths[rows].sum()))
-        failed |= self._repair(vectors, prepared, failed)
-        return Encoded(vectors.cpu().numpy(), lengths, prepared.truncated, padded, failed)
+        on_host = vectors.cpu().numpy()
+        failed |= repair(on_host, prepared, failed, partial(self._again, prepared))
+        return Encoded(on_host, lengths, prepared.truncated, padded_tokens, failed)
 
     def _batches(self, tokens: Tokens, rows: Rows) -> list[Rows]:
         """Return the batches of some rows, the first one last; what can't be packed comes first."""
@@ -97,43 +97,24 @@ class TorchEncoder:
         ordered += [padded[batch] for batch in batches(lengths[padded], self._budget)]
         return ordered[::-1]  # the caller pops from the end
 
-    def _repair(
-        self, vectors: Tensor, tokens: Tokens, given_up: Mapping[int, str]
-    ) -> dict[int, str]:
-        """Try rows without a usable vector again, alone and in float32; those that stay unusable
-        are zeroed.
+    def _again(self, tokens: Tokens, rows: Rows) -> Vectors | None:
+        """Return one text's vector in float32, on the CPU where the device has no room for it."""
+        for device in dict.fromkeys((self._model.device, torch.device("cpu"))):
+            vector = if_it_fits(partial(self._embed_again, tokens, rows, device))
+            if vector is not None:
+                return vector.cpu().numpy()
+        return None
+
+    def _embed_again(self, tokens: Tokens, rows: Rows, device: torch.device) -> Tensor:
+        return embed(self._model.in_float32(device), tokens, rows)
+
+    def _zeros(self, count: int) -> Tensor:
+        """Return room for a unit's vectors: on the device, so that it needn't be waited for, if they
+        fit there.
         """
-        failed: dict[int, str] = {}
-        for row in torch.nonzero(~is_usable(vectors)).flatten().tolist():
-            if row in given_up:
-                continue
-            if tokens.skipped[row] >= tokens.lengths[row]:  # no dtype helps
-                failed[row] = (
-                    "it has no token beside the prompt, and this model pools none of the prompt's"
-                )
-                continue
-            vector = _if_it_fits(partial(embed, self._model.in_float32, tokens, np.array([row])))
-            if vector is not None and is_usable(vector).item():
-                vectors[row] = vector[0]
-            else:
-                failed[row] = "the model gives no finite vector for it, in float32 neither"
-        vectors[list(failed)] = 0
-        return failed
-
-
-def _if_it_fits(compute: Callable[[], Tensor]) -> Tensor | None:
-    """Return what is computed, or None where the device's memory doesn't suffice."""
-    try:
-        return compute()
-    except torch.OutOfMemoryError:
-        pass
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # torch's words on a CPU
-            raise
-    # Outside of `except`, which holds the failed computation's tensors.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
+        shape = count, self._model.spec.dim
+        vectors = if_it_fits(lambda: torch.zeros(shape, device=self._model.device))  # float32
+        return torch.zeros(shape) if vectors is None else vectors
 
 
 def embed(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
@@ -144,54 +125,30 @@ def embed(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
 
 def full_vectors(model: LoadedModel, tokens: Tokens, rows: Rows) -> Tensor:
     """Turn one batch into vectors float32 [B, full_dim], not yet truncated and normalized."""
-    spec = model.spec
-    blocks = _packed_blocks if model.can_pack(tokens, rows).all() else _padded_blocks
-    pooled = []
-    for states, ranks in blocks(model, tokens, rows):
-        states = model.token_modules(states)
-        pooled.append(torch.cat([POOLINGS[name](states, ranks) for name in spec.pooling], dim=1))
-    vectors: Tensor = model.text_modules(torch.cat(pooled))
+    run = _packed if model.can_pack(tokens, rows).all() else _padded
+    states, layout = run(model, tokens, rows)
+    states = model.token_modules(states)
+    vectors: Tensor = model.text_modules(pool(states, layout, model.spec.pooling))
     return vectors
 
 
-def _packed_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:
-    """Yield a block for each length, from a pack."""
-    groups = length_groups(tokens.lengths[rows])
-    states = model.packed_states(tokens.ids_of(rows), groups)  # [tokens, H]
-    skipped = torch.from_numpy(tokens.skipped[rows]).to(model.device)  # [n]
-    row = start = 0
-    for count, length in groups:
-        stop = start + count * length
-        positions = torch.arange(length, device=model.device)
-        is_pooled = positions >= skipped[row : row + count, None]  # [count, length]
-        block = states[start:stop].unflatten(0, (count, length))  # [count, length, H]
-        yield block, (positions + 1) * is_pooled
-        row += count
-        start = stop
+def _packed(model: LoadedModel, tokens: Tokens, rows: Rows) -> tuple[Tensor, Layout]:
+    """Run a pack: states [tokens, H]."""
+    lengths = tokens.lengths[rows]
+    states = model.packed_states(tokens.ids_of(rows), length_groups(lengths))
+    return states, packed_layout(lengths, tokens.skipped[rows], model.device)
 
 
-def _padded_blocks(model: LoadedModel, tokens: Tokens, rows: Rows) -> Iterator[Block]:
-    """Yield one block, padded to its longest text on the model's side."""
-    lengths = tokens.lengths[rows, None]  # [n, 1]
-    width = int(lengths.max())
-    # The position of each token in its text: negative before it, beyond its length behind it.
-    positions = np.arange(width)
-    if model.tokenizer.pads_left:
-        positions = positions - (width - lengths)
-    # All ids at once: True cells of a mask are filled row by row, as the ids lie.
-    is_token = (positions >= 0) & (positions < lengths)  # [n, width]
-    ids = np.full(is_token.shape, model.tokenizer.pad_id, np.int64)
-    ids[is_token] = tokens.ids_of(rows)
-    is_pooled = is_token & (positions >= tokens.skipped[rows, None])
-    states = model.padded_states(_on_device(ids, model), _on_device(is_token, model))
-    yield states, _on_device((positions + 1) * is_pooled, model)
-
-
-def _on_device(values: npt.NDArray[Any], model: LoadedModel) -> Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(model.device)
-
-
-def is_usable(vectors: Tensor) -> Tensor:
-    """Tell which vectors are finite and not zero, bool [B]. Normalized ones then have norm 1."""
-    norms = torch.linalg.vector_norm(vectors, dim=1)
-    return torch.isfinite(norms) & (norms > 0)
+def _padded(model: LoadedModel, tokens: Tokens, rows: Rows) -> tuple[Tensor, Layout]:
+    """Run texts padded to the longest on the model's side: states [n, T, H]."""
+    tokenizer = model.tokenizer
+    batch = padded(
+        tokens.ids_of(rows),
+        tokens.lengths[rows],
+        tokens.skipped[rows],
+        tokenizer.pad_id,
+        tokenizer.pads_left,
+    )
+    device = model.device
+    states = model.padded_states(to_device(batch.ids, device), to_device(batch.mask, device))
+    return states, Padded(to_device(batch.ranks, device))

@@ -10,6 +10,7 @@ import re
 
 import numpy as np
 
+from embedcli.computation import Computation
 from embedcli.config import RunOptions
 from embedcli.encoder.api import Encoded, OnBatch
 from embedcli.errors import ConfigurationError
@@ -44,9 +45,7 @@ def token_ids(spec: ModelSpec, rendered: Rendered) -> list[list[int]]:
 class HashEncoder:
     """Encodes without a model."""
 
-    device = "cpu"
-    dtype = "float32"
-    compiled = False
+    computation = Computation("cpu", "float32", backend="hash")
 
     def __init__(self, spec: ModelSpec) -> None:
         self._full_dim = spec.full_dim

@@ -79,7 +79,7 @@ class _FeedBlock(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Token states [B, T, H] to token states [B, T, H]."""
+    """Token states [..., H] to token states [..., H]: each token asks for itself."""
 
     def __init__(self, width: int, latents: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -91,9 +91,9 @@ class LatentAttention(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """Ask the latents, then feed forward; the result is float32."""
         cross, feed = self.cross_attend_blocks
-        context = self.latents.expand(len(states), -1, -1)
-        result: Tensor = feed(cross(states.float(), context))
-        return result
+        rows = states.float().reshape(1, -1, states.shape[-1])
+        result: Tensor = feed(cross(rows, self.latents[None]))
+        return result.reshape(states.shape)
 
 
 def load_latent_attention(config: Mapping[str, Any], path: Path) -> LatentAttention:

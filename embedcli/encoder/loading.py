@@ -15,11 +15,24 @@ from torch import Tensor, nn
 
 from embedcli.config import RunOptions
 from embedcli.encoder import compiling
-from embedcli.encoder.devices import choose_batch_tokens, choose_device, choose_dtype
+from embedcli.encoder.choice import Choice, choose_for_cpu
+from embedcli.encoder.devices import (
+    DTYPES,
+    choose_batch_tokens,
+    choose_device,
+    choose_for_cuda,
+)
 from embedcli.encoder.forward import full_vectors
 from embedcli.encoder.latent_attention import load_latent_attention
+from embedcli.encoder.memory import is_exhausted, room_for
 from embedcli.encoder.model import LoadedModel, errors_of_the_model
-from embedcli.encoder.packing import Groups, Packing, find_packing, packed_states
+from embedcli.encoder.packing import (
+    CannotPackError,
+    Groups,
+    Packing,
+    find_packing,
+    packed_states,
+)
 from embedcli.encoder.tokenizer import Tokenizer, is_failure
 from embedcli.errors import ConfigurationError
 from embedcli.models.contents import SIGNS_OF_A_TOKENIZER
@@ -40,35 +53,44 @@ _MISFIT = (
 )
 
 
-def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
+# Their numbers outgrow float16, whoever made the model.
+_OVERFLOWING = {"t5", "mt5", "umt5", "gemma2", "gemma3", "gemma3_text"}
+
+
+def load_model(spec: ModelSpec, options: RunOptions, choice: Choice | None = None) -> LoadedModel:
     """Load the transformer, the layers after it and the tokenizer; compile where that is wanted.
 
     Raises ConfigurationError where they don't belong together, or where `--compile on` can't be
     had; DeviceError where the device isn't there.
     """
     device = choose_device(options.device)
-    compile_it = compiling.pays(options, device)
-    dtype = choose_dtype(options.dtype, device, compile_it)
+    if choice is None:
+        choice = _choose(spec, options, device)
+    dtype = DTYPES[choice.dtype]
     if dtype == torch.float16 and spec.facts.float16 is False:
         raise ConfigurationError(
             f"{spec.files.id} overflows in float16", "--dtype bfloat16, or float32"
         )
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    tokenizer, transformer = load_tokenizer(spec), _transformer(spec, dtype).to(device).eval()
-    model = LoadedModel(
-        spec=spec,
-        tokenizer=tokenizer,
-        transformer=transformer,
-        token_modules=_token_modules(spec).to(device).eval(),
-        text_modules=nn.Sequential(*map(_module, spec.text_modules)).to(device).eval(),
-        device=device,
-        dtype=dtype,
-        batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
-        packing=None if options.plain else _packing(spec, tokenizer, transformer),
-    )
-    _check_width(model)
-    if not compile_it:
+    tokenizer = load_tokenizer(spec)
+    with room_for(spec, device):
+        transformer = _transformer(spec, dtype, device).to(device).eval()
+        packing, reason = _packing(spec, tokenizer, transformer, options)
+        model = LoadedModel(
+            spec=spec,
+            tokenizer=tokenizer,
+            transformer=transformer,
+            token_modules=_token_modules(spec).to(device).eval(),
+            text_modules=nn.Sequential(*map(_module, spec.text_modules)).to(device).eval(),
+            device=device,
+            dtype=dtype,
+            reason="; ".join(filter(None, [choice.reason, reason])),
+            batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
+            packing=packing,
+        )
+        _check_width(model)
+    if not choice.compiled:
         return model
     try:
         return _compiled(model)
@@ -76,6 +98,13 @@ def load_model(spec: ModelSpec, options: RunOptions) -> LoadedModel:
         if options.compile == "on":
             raise
         return load_model(spec, replace(options, compile="off"))
+
+
+def _choose(spec: ModelSpec, options: RunOptions, device: torch.device) -> Choice:
+    if device.type == "cuda":
+        may_float16 = spec.facts.float16 is not False and spec.model_type not in _OVERFLOWING
+        return choose_for_cuda(options, device, may_float16)
+    return choose_for_cpu(replace(options, backend="torch"), spec.model_type, is_converted=False)
 
 
 @torch.inference_mode()
@@ -97,14 +126,22 @@ def _check_width(model: LoadedModel) -> None:
 
 
 @torch.inference_mode()
-def _packing(spec: ModelSpec, tokenizer: Tokenizer, transformer: nn.Module) -> Packing | None:
+def _packing(
+    spec: ModelSpec, tokenizer: Tokenizer, transformer: nn.Module, options: RunOptions
+) -> tuple[Packing | None, str]:
+    """Return how the transformer runs packs, None where it is to be padded; and why not better."""
+    if options.plain:
+        return None, ""
     if spec.own_code:
-        return None
+        return None, "padded: the repository's own code"
     positions = _raw_config(spec).get("max_position_embeddings")
     with errors_of_the_model(spec):
-        return find_packing(
-            transformer, tokenizer.pad_id, positions if isinstance(positions, int) else None
-        )
+        try:
+            positions = positions if isinstance(positions, int) else None
+            packing = find_packing(transformer, tokenizer.pad_id, positions, spec.max_length)
+        except CannotPackError as error:
+            return None, f"padded: {error}"
+    return packing, packing.reason
 
 
 def _compiled(model: LoadedModel) -> LoadedModel:
@@ -113,11 +150,16 @@ def _compiled(model: LoadedModel) -> LoadedModel:
             f"{model.spec.files.id}: only models that run packs can be compiled", "--compile off"
         )
     packing, size = model.packing, max(model.batch_tokens, model.spec.max_length)
+    fills = model.device.type == "cpu"
     texts: Groups = [(size // 8, 8)]
 
     def run(transformer: nn.Module) -> Tensor:
         return packed_states(
-            transformer, np.full(size // 8 * 8, model.tokenizer.pad_id), texts, packing, size
+            transformer,
+            np.full(size // 8 * 8, model.tokenizer.pad_id),
+            texts,
+            packing,
+            size if fills else 0,
         )
 
     return replace(
@@ -125,7 +167,7 @@ def _compiled(model: LoadedModel) -> LoadedModel:
     )
 
 
-def _transformer(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
+def _transformer(spec: ModelSpec, dtype: torch.dtype, device: torch.device) -> nn.Module:
     assert spec.base is not None
     try:
         config = _config(spec)
@@ -137,9 +179,13 @@ def _transformer(spec: ModelSpec, dtype: torch.dtype) -> nn.Module:
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            # Straight to the GPU: workers don't each hold the weights in the machine's memory first.
+            device_map={"": device} if device.type == "cuda" else None,
             key_mapping={r"^embedding_model\.": ""} if spec.facts.latent_attention else None,
         )
     except Exception as error:  # at odd folders libraries raise whatever comes to their mind
+        if is_exhausted(error):
+            raise
         raise _unloadable(spec, error) from None
     _check_weights(spec, model, info)
     model.config.use_cache = False  # of keys and values, for texts that would go on

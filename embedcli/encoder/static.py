@@ -12,8 +12,10 @@ import numpy.typing as npt
 import safetensors
 from tokenizers import Tokenizer as RawTokenizer
 
+from embedcli.computation import Computation
 from embedcli.config import RunOptions
 from embedcli.encoder.api import Encoded, OnBatch
+from embedcli.encoder.repair import NO_TOKENS
 from embedcli.encoder.tokenizer import Tokenizer, Tokens, is_failure
 from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
@@ -110,9 +112,7 @@ def _load_table(spec: ModelSpec) -> npt.NDArray[np.float32]:
 class StaticEncoder:
     """Encodes by a table of token vectors."""
 
-    device = "cpu"
-    dtype = "float32"
-    compiled = False
+    computation = Computation("cpu", "float32", backend="static")
 
     def __init__(self, spec: ModelSpec) -> None:
         unsupported = [module.name for module in spec.text_modules if module.kind != "normalize"]
@@ -139,7 +139,7 @@ class StaticEncoder:
         vectors = np.zeros((len(lengths), self._dim), np.float32)
         failed: dict[int, str] = {}
         for row in np.flatnonzero(lengths == 0).tolist():
-            failed[row] = "it has no tokens: this tokenizer adds none"
+            failed[row] = NO_TOKENS
         on_batch(len(failed), 0)
         for rows in _batches(np.flatnonzero(lengths), lengths):
             ids = prepared.ids_of(rows)

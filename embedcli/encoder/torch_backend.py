@@ -6,17 +6,18 @@ import sys
 from embedcli.config import RunOptions
 from embedcli.encoder import environment
 from embedcli.encoder.api import Encoder
+from embedcli.encoder.choice import Choice
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
 
-def load(spec: ModelSpec, options: RunOptions) -> Encoder:
+def load(spec: ModelSpec, options: RunOptions, choice: Choice | None = None) -> Encoder:
     """Load a model onto its device. Raises ConfigurationError, DeviceError."""
     environment.prepare()
     from embedcli.encoder.forward import TorchEncoder
     from embedcli.encoder.loading import load_model
 
-    return TorchEncoder(load_model(spec, options))
+    return TorchEncoder(load_model(spec, options, choice))
 
 
 def release() -> None:

@@ -10,12 +10,13 @@ from typing import Protocol
 
 import embedcli
 from embedcli import encoder
+from embedcli.computation import Computation
 from embedcli.config import InputOptions, OutputOptions, RunOptions
 from embedcli.models.resolve import recipe_of
 from embedcli.models.spec import ModelSpec
 from embedcli.recipe import Differences, Recipe, TemplateSource
 from embedcli.store.claims import Heartbeat
-from embedcli.store.provenance import ColumnProvenance, Made, OutputCounts, Provenance, merge_made
+from embedcli.store.provenance import ColumnProvenance, OutputCounts, Provenance, merge_made
 from embedcli.templates import Template
 
 WAITING_FOR_INPUT, WAITING_FOR_OUTPUT = "waiting for input", "waiting for output"
@@ -39,7 +40,7 @@ class Job:
         return recipe_of(self.spec, self.template)
 
     def provenance(
-        self, made: Sequence[Made], counts: OutputCounts | None = None, signature: str = ""
+        self, made: Sequence[Computation], counts: OutputCounts | None = None, signature: str = ""
     ) -> Provenance:
         """Return the provenance of some of this run's vectors; with counts and the run's signature,
         of the whole output.
@@ -53,7 +54,7 @@ class Job:
         return Provenance(
             columns={self.output.embedding_column: column},
             embedcli=embedcli.__version__,
-            libraries=_versions(encoder.backend_of(self.spec).libraries),
+            libraries=_versions(tuple(sorted(encoder.libraries_of(self.spec, made)))),
             counts=counts,
             signature=signature,
         )
@@ -85,7 +86,12 @@ class Job:
 
 @cache
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in libraries}
+    """Return the versions of what is installed; OpenVINO may have gone since it computed vectors."""
+    versions = {}
+    for name in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
 
 
 class ProgressListener(Protocol):
@@ -175,9 +181,7 @@ class Summary:
     rejects: str = ""
     first_rejects: list[str] = field(default_factory=list)
     example: str = ""
-    device: str = ""
-    dtype: str = ""
-    compiled: bool = False
+    computations: list[Computation] = field(default_factory=list)
     workers: int = 1
     launched: bool = False
     restarts: int = 0

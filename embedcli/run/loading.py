@@ -1,15 +1,16 @@
-"""Loading the model so that all processes of a run compute alike: in the dtype, and compiled or not,
-of whoever loaded it first.
+"""Loading the model so that all processes of a run compute alike: by the backend, in the
+dtype, and compiled or not, of whoever loaded it first.
 """
 
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
 from embedcli import encoder, templates
-from embedcli.config import RunOptions
+from embedcli.config import Backend, RunOptions
 from embedcli.errors import ConfigurationError
 from embedcli.files import make_exclusively
 from embedcli.run.job import Job
@@ -19,18 +20,28 @@ _NAME = "computation.json"
 
 
 @dataclass(frozen=True)
-class _Computation:
+class _Agreement:
     """What must be the same in all processes, so that it doesn't matter who does which unit."""
 
+    backend: str
     dtype: str
     compiled: bool
 
+    @classmethod
+    def of(cls, model: encoder.Encoder) -> "_Agreement":
+        """Return how a loaded model computes."""
+        here = model.computation
+        return cls(here.backend, here.dtype, here.compiled)
+
     def asked_for(self, options: RunOptions) -> RunOptions:
         """Return the options that ask for it."""
-        mode = "on" if self.compiled else "off"
-        return msgspec.convert(
-            {**asdict(options), "dtype": self.dtype, "compile": mode}, RunOptions
-        )
+        wanted = {"dtype": self.dtype, "compile": "on" if self.compiled else "off"}
+        if self.backend in get_args(Backend):
+            wanted["backend"] = self.backend
+        return msgspec.convert({**asdict(options), **wanted}, RunOptions)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} by {self.backend}{', compiled' if self.compiled else ''}"
 
 
 def load_model(
@@ -48,40 +59,36 @@ def load_model(
     agreed = _read(stage)
     model = _load(job, options, agreed)
     if agreed is None:
-        agreed = _agree(stage, _Computation(model.dtype, model.compiled))
-        if agreed != _Computation(model.dtype, model.compiled):  # another was first
+        agreed = _agree(stage, _Agreement.of(model))
+        if agreed != _Agreement.of(model):  # another was first
             del model
             model = _load(job, options, agreed)
     _check_template(job, model)
     return model
 
 
-def _load(job: Job, options: RunOptions, agreed: _Computation | None) -> encoder.Encoder:
+def _load(job: Job, options: RunOptions, agreed: _Agreement | None) -> encoder.Encoder:
     if agreed is None:
         return encoder.load(job.spec, options)
     model = encoder.load(job.spec, agreed.asked_for(options))
-    here = _Computation(model.dtype, model.compiled)
+    here = _Agreement.of(model)
     if here != agreed:
         raise ConfigurationError(
-            f"this machine computes in {_described(here)}, others of this run in {_described(agreed)}",
-            "repeat the run with a --dtype and --compile that all machines can do",
+            f"this machine computes in {here}, others of this run in {agreed}",
+            "repeat the run with a --backend, --dtype and --compile that all machines can do",
         )
     return model
 
 
-def _described(computation: _Computation) -> str:
-    return f"{computation.dtype}{', compiled' if computation.compiled else ''}"
-
-
-def _agree(stage: Staging, computation: _Computation) -> _Computation:
+def _agree(stage: Staging, agreement: _Agreement) -> _Agreement:
     """Say how this process computes; return how the first that said so does."""
-    make_exclusively(_file(stage), json.dumps(asdict(computation)).encode())
-    return _read(stage) or computation
+    make_exclusively(_file(stage), json.dumps(asdict(agreement)).encode())
+    return _read(stage) or agreement
 
 
-def _read(stage: Staging) -> _Computation | None:
+def _read(stage: Staging) -> _Agreement | None:
     try:
-        return msgspec.json.decode(_file(stage).read_bytes(), type=_Computation)
+        return msgspec.json.decode(_file(stage).read_bytes(), type=_Agreement)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 

@@ -7,12 +7,13 @@ from typing import Literal
 
 import numpy as np
 
+from embedcli.computation import Computation
 from embedcli.errors import DataError
 from embedcli.run.planning import RunPlan
 from embedcli.run.unit import UnitState
 from embedcli.store import digest, parts, reuse
 from embedcli.store.parts import EmbeddingColumns
-from embedcli.store.provenance import Made, merge_made
+from embedcli.store.provenance import merge_made
 from embedcli.store.vector_file import RowGroup, RowGroupCache
 
 # Of row groups that begin with the same text.
@@ -25,7 +26,7 @@ class Lookup:
     def __init__(self, plan: RunPlan) -> None:
         self._plan = plan
         self._cache = RowGroupCache()
-        self._made_by_path: dict[Path, Sequence[Made]] = {}
+        self._made_by_path: dict[Path, Sequence[Computation]] = {}
 
     @cached_property
     def index(self) -> reuse.VectorIndex | None:
@@ -124,7 +125,7 @@ class Lookup:
         made = merge_made(entry for path in paths for entry in self._made(path))
         state.result.made = list(made)
 
-    def _made(self, path: Path) -> Sequence[Made]:
+    def _made(self, path: Path) -> Sequence[Computation]:
         """Return how a file's vectors were computed. Asked again and again, for many files."""
         if path not in self._made_by_path:
             self._made_by_path[path] = self._cache.made(path).made

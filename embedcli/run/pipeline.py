@@ -151,7 +151,7 @@ def _encode(pipeline: UnitPipeline, state: UnitState) -> dict[int, str]:
     if model is None:
         board.beat(stage="encoding")
     else:
-        board.beat(stage="encoding", device=model.device)
+        board.beat(stage="encoding", device=model.computation.device)
         failed = pipeline.steps.encode(state, model, board.advance)
     known_rows = pipeline.steps.plan.corpus.units[state.index].rows - len(state.missing)
     board.advance(known_rows, 0)

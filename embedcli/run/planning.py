@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from embedcli import sources
-from embedcli.config import STDOUT, DType, RunOptions
+import msgspec
+
+from embedcli import machine, sources
+from embedcli.config import STDOUT, Backend, DType, RunOptions
 from embedcli.errors import ConfigurationError, DataError, InputMissingError
 from embedcli.recipe import Differences, describe_differences
 from embedcli.records import Corpus
@@ -106,21 +108,23 @@ def _warn_of_absence(job: Job, stage: staging.Staging, listener: ProgressListene
 def continue_as_before(
     run: RunOptions, left: ColumnProvenance | None, updated: ColumnProvenance | None
 ) -> RunOptions:
-    """Return a run's options, with `auto` as vectors on disk were made: their dtype; compiled as a
-    run's were.
+    """Return a run's options, with `auto` as vectors on disk were made: their backend and dtype, if
+    all are of one; compiled as a run's were. A GPU is used where there is one now.
 
     `left` is the provenance of what an interrupted run left, `updated` that of the output to be
     updated.
     """
-    dtypes = {
-        made.dtypes[0] for made in (left, updated) if made is not None and len(made.dtypes) == 1
-    }
-    known: set[DType] = set(get_args(DType))
-    if run.dtype == "auto" and dtypes & known:
-        run = replace(run, dtype=next(dtype for dtype in get_args(DType) if dtype in dtypes))
+    made = next((column.made for column in (left, updated) if column and column.made), ())
+    wanted: dict[str, object] = {}
+    backends, dtypes = {entry.backend for entry in made}, {entry.dtype for entry in made}
+    on_cpu = run.device == "cpu" or not machine.may_have_cuda()
+    if run.backend == "auto" and on_cpu and len(backends) == 1 and backends <= {*get_args(Backend)}:
+        wanted["backend"] = backends.pop()
+    if run.dtype == "auto" and len(dtypes) == 1 and dtypes <= {*get_args(DType)}:
+        wanted["dtype"] = dtypes.pop()
     if run.compile == "auto" and left is not None and left.made:
-        run = replace(run, compile="if-possible" if left.compiled else "off")
-    return run
+        wanted["compile"] = "if-possible" if left.compiled else "off"
+    return msgspec.convert({**asdict(run), **wanted}, RunOptions)
 
 
 def _check_rows(job: Job, corpus: Corpus) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from embedcli import sources
+from embedcli.computation import Computation
 from embedcli.config import NAMED_FILES, STDOUT, Limit
 from embedcli.errors import DataError
 from embedcli.records import Reject
@@ -14,7 +15,7 @@ from embedcli.run.planning import RunPlan, updates_output
 from embedcli.run.unit import UnitResult, UnitState
 from embedcli.store import parts, publish, reuse, stream_writers
 from embedcli.store.claims import ClaimBoard
-from embedcli.store.provenance import Made, Provenance, merge_made
+from embedcli.store.provenance import Provenance, merge_made
 from embedcli.store.vector_file import RowGroup, VectorFile
 
 
@@ -105,7 +106,7 @@ class RunResults:
                 stream.write(table)
         part.unlink()
 
-    def _open_stream(self, made: Sequence[Made]) -> stream_writers.StreamWriter:
+    def _open_stream(self, made: Sequence[Computation]) -> stream_writers.StreamWriter:
         """Open the stream, once. It starts with its metadata, before there is anything to count."""
         if self._stream is None:
             assert self._stdout is not None
@@ -148,8 +149,9 @@ class RunResults:
             # Before the output, which holds their digest: who finds a pair that doesn't match knows
             # that a run was killed between the two.
             publish.write_rejects(rejects_file, job.output.rejects)
-        for note in sources.grown(self.plan.corpus):
-            self._listener.warn(note)
+        for note in [*sources.grown(self.plan.corpus), *map(_slowness, made)]:
+            if note:
+                self._listener.warn(note)
         if not to_file:
             self.send_ready()
             self._open_stream(made).close()
@@ -163,7 +165,7 @@ class RunResults:
         _check("--max-rejected", output.max_rejected, counts.rejected, counts.rows_in, "rejected")
         _check("--max-removed", output.max_removed, counts.removed, rows_before, "removed")
 
-    def _sum_up(self, results: Sequence[UnitResult], made: Sequence[Made]) -> None:
+    def _sum_up(self, results: Sequence[UnitResult], made: Sequence[Computation]) -> None:
         """Add the units' counts and times to the summary."""
         summary = self.summary
         summary.counts.rows_in = 0
@@ -171,9 +173,7 @@ class RunResults:
             summary.counts.add(result.counts)
             for stage, seconds in result.seconds.items():
                 summary.seconds[stage] = summary.seconds.get(stage, 0.0) + seconds
-        summary.device = ", ".join(sorted({entry.device for entry in made}))
-        summary.dtype = ", ".join(sorted({entry.dtype for entry in made}))
-        summary.compiled = any(entry.compiled for entry in made)
+        summary.computations = list(made)
         summary.example = next((result.example for result in results if result.example), "")
 
     def _account(self) -> None:
@@ -240,6 +240,16 @@ class RunResults:
             if result.previous is None and (group := self._group(result)) is not None
         ]
         return reuse.count_removed(before, after, self.plan.stage.run)
+
+
+def _slowness(computation: Computation) -> str:
+    """Return a warning where a GPU ran slower than it could."""
+    if not computation.is_slow:
+        return ""
+    return (
+        f"{computation.device}: attention was {computation.attention} and not varlen, which is "
+        f"faster: {computation.reason}"
+    )
 
 
 def _check(option: str, limit: Limit, count: int, rows: int, verb: str) -> None:

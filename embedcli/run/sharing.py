@@ -182,6 +182,7 @@ def _differences(planned: Job, job: Job) -> dict[str, tuple[object, object]]:
         ("input", planned.inputs, inputs),
         *_fields(planned.input, job.input),
         *_fields(planned.output, here),
+        ("backend", planned.run.backend, job.run.backend),
         ("dtype", planned.run.dtype, job.run.dtype),
         ("compile", planned.run.compile, job.run.compile),
         ("update", planned.run.update, job.run.update),
@@ -207,9 +208,10 @@ def _different(planned: Job, job: Job) -> ConfigurationError:
 
 
 def _as_planned(job: Job, planned: Job) -> Job:
-    """Return a job of this machine's paths and devices, in the dtype and mode of the plan."""
+    """Return a job of this machine's paths and devices, by the backend, dtype and mode of the plan."""
     run = replace(
         job.run,
+        backend=planned.run.backend,
         dtype=planned.run.dtype,
         compile=planned.run.compile,
         expected_tokens=planned.run.expected_tokens,

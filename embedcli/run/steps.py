@@ -26,7 +26,7 @@ from embedcli.run.unit import (
 )
 from embedcli.store import parts, publish, reuse
 from embedcli.store.parts import ColumnNames, EmbeddingColumns
-from embedcli.store.provenance import Made, merge_made
+from embedcli.store.provenance import merge_made
 
 # Called with the rows and the tokens of each batch that is done.
 OnProgress = Callable[[int, int], None]
@@ -114,7 +114,7 @@ class UnitSteps:
         state.columns.truncated[numbers] = encoded.truncated
         result.counts.encoded_tokens = int(encoded.tokens.sum())
         result.counts.padded_tokens = encoded.padded
-        result.made.append(Made(model.device, model.dtype, model.compiled))
+        result.made.append(model.computation)
         for row, reason in encoded.failed.items():
             failed[int(numbers[row])] = reason
         for row in parts.rows_too_large(encoded.vectors, self.plan.job.output.vector_type):

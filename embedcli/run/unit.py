@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from embedcli.computation import Computation
 from embedcli.errors import RowFault
 from embedcli.records import Corpus, Records, Reject, Rendered, stop_at_first
 from embedcli.run.job import Counts, Job
 from embedcli.store.manifest import PartEntry
 from embedcli.store.parts import EmbeddingColumns, Hashes
-from embedcli.store.provenance import Made
 
 EXCERPT_LENGTH = 200
 # Numbers of rows, or of distinct texts.
@@ -34,7 +34,7 @@ class UnitResult:
     previous: int | None = None
     counts: Counts = field(default_factory=Counts)
     rejects: list[Reject] = field(default_factory=list)
-    made: list[Made] = field(default_factory=list)
+    made: list[Computation] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     example: str = ""
 

@@ -15,7 +15,8 @@ directory:
           "recipe": {"space": {...}, "role": "passage", "template": "passage: {text}", "max_length": 512},
           "template_source": {"kind": "family", "name": "e5"},
           "vector_type": "float32",
-          "made": [{"device": "cpu", "dtype": "float32", "compiled": false}]
+          "made": [{"device": "cpu", "dtype": "float32", "compiled": false, "backend": "torch",
+                    "attention": "groups", "reason": "..."}]
         }
       }
     }
@@ -30,6 +31,7 @@ from typing import Any
 
 import msgspec
 
+from embedcli.computation import Computation
 from embedcli.config import VectorType
 from embedcli.errors import DataError
 from embedcli.recipe import Recipe, TemplateSource
@@ -41,17 +43,6 @@ _MAX_ENTRIES = 2**22
 _MAX_DEPTH = 8
 
 
-@dataclass(frozen=True, order=True)
-class Made:
-    """What computed a vector: the device by name, the dtype of the weights, and whether by compiled
-    code.
-    """
-
-    device: str
-    dtype: str
-    compiled: bool = False
-
-
 @dataclass(frozen=True)
 class ColumnProvenance:
     """How the vectors of one column were made. `made` lists each kind of computation once, sorted."""
@@ -59,12 +50,17 @@ class ColumnProvenance:
     recipe: Recipe
     template_source: TemplateSource
     vector_type: VectorType
-    made: tuple[Made, ...]
+    made: tuple[Computation, ...]
 
     @property
     def dtypes(self) -> list[str]:
         """The dtypes of the weights that computed the vectors; empty where the column has no rows."""
         return sorted({made.dtype for made in self.made})
+
+    @property
+    def backends(self) -> list[str]:
+        """What ran the model."""
+        return sorted({made.backend for made in self.made})
 
     @property
     def devices(self) -> list[str]:
@@ -182,6 +178,6 @@ def _check_ids(name: str, column: ColumnProvenance, value: Mapping[str, Any]) ->
         )
 
 
-def merge_made(made: Iterable[Made]) -> tuple[Made, ...]:
+def merge_made(made: Iterable[Computation]) -> tuple[Computation, ...]:
     """Return each kind of computation once, sorted."""
     return tuple(sorted(set(made)))
