@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY, SAMPLE
 README = reference.README.read_text(encoding="utf-8")
 TESTS = REPOSITORY / "tests"
 # Lines that tell of the machine, not of the program.
-MACHINE = ("time", "speed", "computed", "made by", "file")
+MACHINE = ("time", "speed", "computed", "because", "made by", "file")
 
 
 def blocks(language):
