@@ -49,7 +49,7 @@ _COMPILED_BFLOAT16_FROM = 150_000
 
 # Models that were converted and measured; others are converted on demand.
 _CONVERTED = {"bert", "distilbert", "electra", "mpnet", "modernbert", "roberta", "xlm-roberta"}
-# A conversion takes about 5 s; it is kept.
+# A conversion takes about 10 s; it is kept.
 _CONVERSION_FROM = 300_000
 
 

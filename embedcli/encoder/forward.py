@@ -16,7 +16,7 @@ from embedcli.encoder.devices import to_device
 from embedcli.encoder.memory import if_it_fits
 from embedcli.encoder.model import LoadedModel
 from embedcli.encoder.pooling import Layout, Padded, packed_layout, pool
-from embedcli.encoder.repair import NO_TOKENS, Vectors, repair
+from embedcli.encoder.repair import Vectors, repair, without_tokens
 from embedcli.encoder.tokenizer import Tokens
 from embedcli.encoder.tokenizer_processes import TokenizerProcesses, process_count
 from embedcli.records import Rendered
@@ -65,7 +65,7 @@ class TorchEncoder:
         vectors = self._zeros(len(lengths))
         padded_tokens = 0
         # Some tokenizers add no special tokens: an empty text has nothing that a model could look at.
-        failed = dict.fromkeys(np.flatnonzero(lengths == 0).tolist(), NO_TOKENS)
+        failed = without_tokens(lengths)
         on_batch(len(failed), 0)
         pending = self._batches(prepared, np.flatnonzero(lengths))
         while pending:

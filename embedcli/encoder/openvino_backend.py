@@ -14,7 +14,7 @@ from embedcli.encoder.api import Encoded, OnBatch
 from embedcli.encoder.batching import PaddedBatch, Rows, batches, padded
 from embedcli.encoder.choice import Choice
 from embedcli.encoder.graphs import Graph
-from embedcli.encoder.repair import NO_TOKENS, Vectors, repair
+from embedcli.encoder.repair import Vectors, normalized, repair, without_tokens
 from embedcli.encoder.tokenizer import Tokenizer, Tokens
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
@@ -83,7 +83,7 @@ class OpenVinoEncoder:
         """Encode texts to float32 [n, dim], in the order given."""
         lengths = prepared.lengths
         vectors = np.zeros((len(lengths), self._spec.dim), np.float32)
-        failed = dict.fromkeys(np.flatnonzero(lengths == 0).tolist(), NO_TOKENS)
+        failed = without_tokens(lengths)
         on_batch(len(failed), 0)
         computed = 0
         for rows, full in self._graph.run(self._batches(prepared)):
@@ -109,10 +109,7 @@ class OpenVinoEncoder:
     def _finished(self, vectors: Vectors) -> Vectors:
         """Truncate full vectors, and normalize them if the model's are."""
         vectors = vectors[:, : self._spec.dim]
-        if not self._spec.normalize:
-            return vectors
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return vectors / np.maximum(norms, np.float32(1e-12))
+        return normalized(vectors) if self._spec.normalize else vectors
 
     def _again(self, tokens: Tokens, rows: Rows) -> Vectors:
         return self._finished(self._in_float32.vectors_of(self._padded(tokens, rows)))

@@ -13,6 +13,17 @@ Vectors = npt.NDArray[np.float32]
 NO_TOKENS = "it has no tokens: this tokenizer adds none"
 
 
+def without_tokens(lengths: npt.NDArray[np.int32]) -> dict[int, str]:
+    """Return the rows that have nothing to look at, and why."""
+    return dict.fromkeys(np.flatnonzero(lengths == 0).tolist(), NO_TOKENS)
+
+
+def normalized(vectors: Vectors) -> Vectors:
+    """L2-normalize vectors [n, dim]; one that is zero stays so."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.maximum(norms, np.float32(1e-12))
+
+
 def are_usable(vectors: Vectors) -> npt.NDArray[np.bool_]:
     """Tell which vectors are finite and not zero, bool [n]. Normalized ones then have norm 1."""
     norms: npt.NDArray[np.float32] = np.linalg.norm(vectors, axis=1)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as RawTokenizer
 from embedcli.computation import Computation
 from embedcli.config import RunOptions
 from embedcli.encoder.api import Encoded, OnBatch
-from embedcli.encoder.repair import NO_TOKENS
+from embedcli.encoder.repair import normalized, without_tokens
 from embedcli.encoder.tokenizer import Tokenizer, Tokens, is_failure
 from embedcli.errors import ConfigurationError
 from embedcli.models.spec import ModelSpec
@@ -137,9 +137,7 @@ class StaticEncoder:
         """Encode texts to float32 [n, dim], in the order given."""
         lengths = prepared.lengths
         vectors = np.zeros((len(lengths), self._dim), np.float32)
-        failed: dict[int, str] = {}
-        for row in np.flatnonzero(lengths == 0).tolist():
-            failed[row] = NO_TOKENS
+        failed = without_tokens(lengths)
         on_batch(len(failed), 0)
         for rows in _batches(np.flatnonzero(lengths), lengths):
             ids = prepared.ids_of(rows)
@@ -163,9 +161,9 @@ class StaticEncoder:
         sums: npt.NDArray[np.float32] = np.add.reduceat(self._table[ids], starts, axis=0)
         vectors = np.divide(sums, lengths[:, None], dtype=np.float32)
         if self._normalizes:
-            vectors = _normalized(vectors)
+            vectors = normalized(vectors)
         vectors = vectors[:, : self._dim]
-        return _normalized(vectors) if self._normalize else vectors
+        return normalized(vectors) if self._normalize else vectors
 
 
 def _batches(
@@ -184,8 +182,3 @@ def _beyond(
     """Return the texts of a batch that have a token whose id isn't below `size`."""
     text_of_token = np.repeat(np.arange(len(lengths)), lengths)
     return np.unique(text_of_token[ids >= size])
-
-
-def _normalized(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(norms, np.float32(1e-12))
