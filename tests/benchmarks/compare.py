@@ -161,10 +161,9 @@ def cpu_name():
     return match.group(1) if match else platform.machine()
 
 
-def contenders(only, python_of_optimum):
-    names = [*EMBEDCLI, *peers.PEERS]
-    if python_of_optimum is None:
-        names.remove(OF_OPTIMUM)
+def contenders(only, without, python_of_optimum):
+    absent = {*without, *([OF_OPTIMUM] if python_of_optimum is None else [])}
+    names = [name for name in (*EMBEDCLI, *peers.PEERS) if name not in absent]
     for start, package in NEEDS.items():
         if importlib.util.find_spec(package) is None:
             names = [name for name in names if not name.startswith(start)]
@@ -177,12 +176,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--texts", type=int, help="the first so many only")
     parser.add_argument("--only", action="append", help="contenders whose name begins so")
+    parser.add_argument("--without", action="append", default=[], help="a contender's whole name")
     parser.add_argument("--python-of-optimum", type=Path)
     options = parser.parse_args()
     environment.prepare()  # peers, too, are kept from instructions that this machine hasn't got
     model = hub.find(None).path
     texts = read_texts(options.corpus)[: options.texts]
-    names = contenders(options.only, options.python_of_optimum)
+    names = contenders(options.only, options.without, options.python_of_optimum)
     print(
         f"{len(texts):,} texts, {cpu_name()}, {len(os.sched_getaffinity(0))} cores, {options.rounds} rounds"
     )
