@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1
+_SAFE_PATH = "PYTHONSAFEPATH"
 
 
 def prepare() -> None:
@@ -22,13 +23,17 @@ def prepare() -> None:
 
 class _Process(multiprocessing.context.SpawnProcess):
     def start(self) -> None:
-        """Start it without the caller's script, which it would run again, for functions of its own."""
-        main = sys.modules["__main__"]
+        """Start it without the caller's script, which it would run again, for functions of its own; and
+        so that it finds no module in the current folder.
+        """
+        main, safe_path = sys.modules["__main__"], os.environ.get(_SAFE_PATH, "")
         sys.modules["__main__"] = types.ModuleType("__main__")
+        os.environ[_SAFE_PATH] = "1"
         try:
             super().start()
         finally:
             sys.modules["__main__"] = main
+            os.environ[_SAFE_PATH] = safe_path  # empty: as if it weren't set
 
 
 class _Context(multiprocessing.context.SpawnContext):
@@ -42,9 +47,7 @@ def pool(
 
     Linux ends a process with the thread that started it, so the main one had better give them work.
     """
-    # A new interpreter, not a fork: Arrow's threads don't survive one, nor does CUDA. It finds no
-    # module in the current folder.
-    os.environ["PYTHONSAFEPATH"] = "1"
+    # A new interpreter, not a fork: Arrow's threads don't survive one, nor does CUDA.
     return ProcessPoolExecutor(
         count,
         _Context(),

@@ -39,6 +39,15 @@ def _start_listening() -> None:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_listen, args=(reading,), name="interruptions", daemon=True).start()
+    # What a forked process of a library gets is not meant for this one.
+    os.register_at_fork(after_in_child=_leave_signals)
+
+
+def _leave_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _moved_up(descriptor: int) -> int:

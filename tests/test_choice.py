@@ -62,7 +62,27 @@ def test_a_model_that_was_never_measured_is_left_to_torch(monkeypatch):
     monkeypatch.setattr(machine, "cpu", lambda: AMX)
     monkeypatch.setattr(choice, "has_openvino", lambda: True)
     options = RunOptions(expected_tokens=MANY)
-    assert choice.choose_for_cpu(options, "unheard-of", is_converted=True).backend == "torch"
+    left = choice.choose_for_cpu(options, "unheard-of", is_converted=True)
+    assert left.backend == "torch"
+    assert "openvino" not in left.reason
+
+
+@pytest.mark.parametrize(("cpu", "tokens"), [(AMX, 150_000), (ZEN4, 250_000), (OLD, 350_000)])
+def test_a_conversion_pays_from_so_many_tokens_on(monkeypatch, cpu, tokens):
+    assert chosen(monkeypatch, cpu, expected_tokens=tokens)[0] == "openvino"
+    assert chosen(monkeypatch, cpu, expected_tokens=tokens - 1)[0] == "torch"
+
+
+def test_a_folder_named_openvino_is_not_openvino(tmp_path, monkeypatch):
+    """Repositories of sentence-transformers have one."""
+    (tmp_path / "openvino").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(choice.metadata, "version", _not_installed)
+    assert not choice.has_openvino()
+
+
+def _not_installed(name):
+    raise choice.metadata.PackageNotFoundError(name)
 
 
 def test_what_was_chosen_gives_the_same_reason_when_it_is_asked_for(monkeypatch):

@@ -107,14 +107,15 @@ def test_the_same_bytes_twice_and_nearly_so_in_other_packs():
     assert np.abs(first - other).max() <= 1e-3
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("name", FAMILIES)
 @torch.inference_mode()
 def test_no_copy_of_a_pack_waits_for_the_gpu(name):
     model, tokens = model_of(name, num_hidden_layers=2), shapes.tokens_of(LENGTHS)
     rows = np.arange(len(LENGTHS))
     embed(model, tokens, rows)  # what is set up once may wait
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         embed(model, tokens, rows)
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -219,7 +220,10 @@ def test_a_device_side_assert_is_a_lost_device(tmp_path):
         "try:\n    torch.zeros(2, device='cuda')[torch.tensor([5], device='cuda')].cpu()\n"
         "except Exception as error:\n    raise SystemExit(ending_of(error).exit_code)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=False, env=environment
+    )
     assert done.returncode == 69, done.stderr
 
 

@@ -36,6 +36,7 @@ def load(stage, monkeypatch):
         loaded = loading.load_model(job, stage, "cpu")
         return asked, (loaded.computation.dtype, loaded.computation.compiled)
 
+    on.stage = stage
     return on
 
 
@@ -50,6 +51,37 @@ def test_of_two_at_once_the_later_loads_again(load, stage, monkeypatch):
     first = loading._Agreement("torch", "bfloat16", compiled=False)
     monkeypatch.setattr(loading, "_agree", lambda stage, mine: real(stage, first))
     assert load("float32") == ([("auto", "auto"), ("bfloat16", "off")], ("bfloat16", False))
+
+
+def test_what_a_cpu_began_goes_on_so_where_there_are_gpus(stage, monkeypatch):
+    """Nobody has named the device, which OpenVINO can't use."""
+    (stage.run / "computation.json").write_text(
+        '{"backend": "openvino", "dtype": "float32", "compiled": false}'
+    )
+    monkeypatch.setattr(loading, "_check_template", lambda job, model: None)
+    asked = []
+
+    def model(spec, options):
+        asked.append((options.backend, options.device))
+        return SimpleNamespace(computation=Computation("cpu", "float32", backend="openvino"))
+
+    monkeypatch.setattr(loading.encoder, "load", model)
+    for device in ("auto", "cuda"):
+        job = SimpleNamespace(run=RunOptions(device=device), spec=None)
+        loading.load_model(job, stage, "cuda:0")
+    assert asked == [("openvino", "cpu"), ("openvino", "cuda:0")]
+
+
+def test_the_error_names_what_the_others_do(load, monkeypatch):
+    load("bfloat16")
+
+    def fails(spec, options):
+        raise ConfigurationError("no bfloat16 here")
+
+    monkeypatch.setattr(loading.encoder, "load", fails)
+    job = SimpleNamespace(run=RunOptions(), spec=None)
+    with pytest.raises(ConfigurationError, match="others of this run compute in bfloat16 by torch"):
+        loading.load_model(job, load.stage, "cpu")
 
 
 def test_who_cannot_compute_so_is_refused(load):

@@ -3,21 +3,33 @@
 Needs the extra `openvino`, which .ci/run installs for `pytest -m openvino`.
 """
 
+import dataclasses
 import itertools
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from embedcli import encoder, machine, templates
+from embedcli import encoder, machine, processes, templates
 from embedcli.config import RunOptions
-from embedcli.encoder import conversion
-from embedcli.errors import ConfigurationError
+from embedcli.encoder import conversion, environment
+from embedcli.errors import ConfigurationError, DeviceError
 from embedcli.models import hub
+from embedcli.models.request import ModelRequest
+from embedcli.models.spec import read_spec
+from embedcli.records import Rendered
 from tests import families, runs, tiny
+from tests.conftest import REPOSITORY
 
+environment.prepare()  # before openvino is imported
 pytest.importorskip("openvino")
+from embedcli.encoder import tracing  # noqa: E402 - it imports openvino
+
 pytestmark = pytest.mark.openvino
 
 # transformers makes their masks in a way that torch can't trace.
@@ -105,9 +117,11 @@ def test_what_can_not_be_converted_is_found_out_once_and_run_by_torch(tmp_path, 
         encoder.load(spec, OPENVINO)
     monkeypatch.setattr(conversion, "_convert", None)  # isn't asked again
     by_itself = RunOptions(device="cpu", expected_tokens=10_000_000)
-    computation = encoder.load(spec, by_itself).computation
-    assert computation.backend == "torch"
-    assert "OpenVINO can't run it" in computation.reason
+    model = encoder.load(spec, by_itself)
+    assert model.computation.backend == "torch"
+    assert "OpenVINO can't run it" in model.note
+    # What stands in the output says nothing of this machine's folders.
+    assert model.computation.reason.endswith("float32 by openvino")
 
 
 def test_bfloat16_is_accurate_with_a_real_model():
@@ -116,6 +130,128 @@ def test_bfloat16_is_accurate_with_a_real_model():
     spec, template = families.spec_of("all-minilm", hub.find(None).path)
     short = RunOptions(device="cpu", dtype="bfloat16", backend="openvino")
     assert_same(encoded(spec, template, short), encoded(spec, template, TORCH), least=0.9998)
+
+
+def test_roles_with_weights_of_their_own_are_converted_apart(tmp_path):
+    """jina-embeddings-v3: one space, an adapter for each role."""
+    build = families.CASES["jina-v3"].build
+    files, family = (
+        hub.find(str(build(tmp_path / "m"))),
+        families.families.find_family([], "jina-v3"),
+    )
+    request = ModelRequest(max_length=tiny.LENGTH)
+    template = templates.parse("{text}", "query", "here")
+    specs = [
+        read_spec(files, family.facts, request, role, family.adapters)
+        for role in ("query", "passage")
+    ]
+    assert conversion._folder(specs[0]) != conversion._folder(specs[1])
+    vectors = []
+    for spec in specs:
+        by_torch = encoded(spec, template, TORCH)
+        assert_same(encoded(spec, template, OPENVINO), by_torch)
+        vectors.append(by_torch.vectors)
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3  # else the test shows nothing
+
+
+def test_the_dimension_asked_for_needs_no_conversion_of_its_own(bert):
+    spec, _ = bert
+    shorter = dataclasses.replace(spec, dim=spec.dim - 1, max_length=5)
+    assert conversion._folder(shorter) == conversion._folder(spec)
+
+
+def test_a_dtype_that_the_cpu_lacks_is_refused(bert, monkeypatch):
+    made = conversion.Conversion(cosines={"float32": 1.0})
+    monkeypatch.setattr(conversion, "_read_whole", lambda folder: made)
+    with pytest.raises(ConfigurationError, match="bfloat16, which this CPU doesn't have"):
+        encoder.load(bert[0], dataclasses.replace(OPENVINO, dtype="bfloat16"))
+
+
+class Killing:
+    """A pool whose process dies of a signal."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def __call__(self, count):
+        self._pool = processes.pool(count)
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._pool.shutdown()
+
+    def submit(self, *call):
+        submitted = self._pool.submit(signal.raise_signal, self._number)
+        self._processes = self._pool._processes
+        return submitted
+
+
+@pytest.mark.parametrize(
+    ("number", "words", "is_kept"),
+    [(signal.SIGKILL, "it was killed", False), (signal.SIGFPE, "it dies of it", True)],
+)
+def test_what_says_nothing_of_the_model_is_not_kept(new_bert, monkeypatch, number, words, is_kept):
+    monkeypatch.setattr(conversion, "pool", Killing(number))
+    with pytest.raises(conversion.NotConvertedError, match=words):
+        encoder.load(new_bert[0], OPENVINO)
+    assert (conversion._read(conversion._folder(new_bert[0])) is not None) == is_kept
+
+
+@pytest.mark.parametrize(("free", "is_kept"), [(0, False), (2**40, True)])
+def test_a_full_disk_is_no_fault_of_the_model(bert, tmp_path, monkeypatch, free, is_kept):
+    def fail(*arguments):
+        raise RuntimeError("can't write")
+
+    monkeypatch.setattr(tracing, "trace", fail)
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    if is_kept:
+        assert "can't write" in conversion._trace(bert[0], tmp_path, 1).problem
+    else:
+        with pytest.raises(OSError, match="No space left"):
+            conversion._trace(bert[0], tmp_path, 1)
+
+
+def test_a_moved_conversion_is_not_believed(bert, cache):
+    spec, template = bert
+    encoded(spec, template, OPENVINO)
+    folder = conversion._folder(spec)
+    moved = folder.with_name("0" * 32)
+    shutil.copytree(folder, moved)
+    moved.chmod(0o700)
+    assert conversion._read(folder) is not None
+    assert conversion._read(moved) is None
+
+
+def test_nothing_is_told_to_openvinos_makers(tmp_path):
+    """By itself it writes a number for each user, and sends it, whenever it is imported."""
+    script = (
+        "from embedcli.encoder import environment\nenvironment.prepare()\n"
+        "from embedcli.encoder import tracing\nimport openvino\n"
+        "assert openvino.convert_model"
+    )
+    hidden = {"CI", "HOME", "PYTHONPATH"}
+    variables = {name: value for name, value in os.environ.items() if name not in hidden}
+    variables |= {"HOME": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, "-c", script], check=True, env=variables)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [("Failed to allocate 5 bytes", DeviceError), ("no such op", conversion.NotConvertedError)],
+)
+def test_errors_of_openvino_are_foreseen(bert, monkeypatch, words, kind):
+    model = encoder.load(bert[0], OPENVINO)
+
+    def fail(*arguments):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(model._graph, "_queue", SimpleNamespace(set_callback=id, start_async=fail))
+    with pytest.raises(kind, match=words):
+        model.encode(model.prepare(Rendered(["a"], [0], [1])), lambda rows, tokens: None)
 
 
 def test_a_conversion_is_made_once(new_bert, monkeypatch):

@@ -7,9 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+from tokenizers.pre_tokenizers import PreTokenizer
 
 from embedcli.encoder.loading import load_tokenizer
-from embedcli.encoder.tokenizer_processes import TokenizerProcesses, joined, process_count
+from embedcli.encoder.tokenizer_processes import (
+    TokenizerProcesses,
+    can_be_sent,
+    joined,
+    process_count,
+)
 from embedcli.errors import DeviceError
 from embedcli.processes import pool
 from embedcli.records import Rendered
@@ -45,7 +51,7 @@ def test_tokens_are_the_same_from_any_number_of_processes(tokenizer):
     texts = [f"{text} {index}" for index in range(60) for text in families.TEXTS]
     expected = tokenizer.encode(rendered_of(texts))
     processes = TokenizerProcesses(tokenizer, 2)
-    for count in (len(texts), 1, 0):
+    for count in (len(texts), 513, 1, 0):
         tokens = processes.encode(rendered_of(texts[:count]))
         reference = (
             expected if count == len(texts) else tokenizer.encode(rendered_of(texts[:count]))
@@ -62,12 +68,30 @@ def test_nothing_joined_is_nothing():
 
 def test_a_tokenizer_process_that_dies_is_a_lost_device(tokenizer):
     processes = TokenizerProcesses(tokenizer, 1)
-    processes.encode(rendered_of(["a"]))
+    texts = rendered_of(["a"] * 1000)
+    processes.encode(texts)
     for pid in list(processes._pool._processes):
         os.kill(pid, signal.SIGKILL)
     runs.wait_for(lambda: processes._pool._broken, 10)
     with pytest.raises(DeviceError, match="tokenizes died"):
-        processes.encode(rendered_of(["a"]))
+        processes.encode(texts)
+
+
+def test_a_few_texts_start_no_process(tokenizer):
+    processes = TokenizerProcesses(tokenizer, 2)
+    processes.encode(rendered_of(["a"] * 500))
+    assert not processes._pool._processes
+
+
+def test_a_tokenizer_with_a_step_in_python_stays_here(tokenizer):
+    assert can_be_sent(tokenizer)
+
+    class Split:
+        def pre_tokenize(self, pretok):
+            """Leave it whole."""
+
+    tokenizer._backend.pre_tokenizer = PreTokenizer.custom(Split())
+    assert not can_be_sent(tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +127,37 @@ def test_a_pool_ends_with_a_parent_that_is_killed(tmp_path):
     process.wait()
     runs.wait_for(lambda: not runs.is_alive(child), 10)
     process.stdout.close()
+
+
+FORKING = """
+import os, signal, time
+from embedcli import signals
+signals._GRACE_SECONDS = 0.3
+signals.watch()
+child = os.fork()
+if not child:
+    time.sleep(60)
+time.sleep(0.2)
+os.kill(child, signal.SIGTERM)
+print(os.waitpid(child, 0)[1])
+time.sleep(1)
+print("alive")
+"""
+
+
+def test_a_signal_for_a_forked_child_is_not_ours():
+    """Libraries fork, and end what they forked."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, cwd=REPOSITORY, check=True,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == [str(int(signal.SIGTERM)), "alive"], done.stderr
+
+
+def test_the_current_folder_is_safe_for_its_own_children_only(tmp_path):
+    with pool(1) as processes:
+        assert processes.submit(os.getenv, "PYTHONSAFEPATH").result() == "1"
+    assert not os.environ.get("PYTHONSAFEPATH")
 
 
 def test_an_initializer_runs_in_each_process(tmp_path):

@@ -7,13 +7,19 @@ import os
 import random
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embedcli.computation import Computation
+from embedcli.encoder import libraries_of
 from embedcli.encoder.hashing import HashEncoder
 from embedcli.errors import Interrupted
+from embedcli.models.request import ModelRequest
+from embedcli.models.resolve import resolve
+from embedcli.run import planning
 from embedcli.run.steps import UnitSteps
 from embedcli.store import life
 from embedcli.store import staging as store_staging
@@ -313,6 +319,30 @@ def test_damage_of_any_file_in_staging_is_done_again(
         shutil.rmtree(place, ignore_errors=True)
         remove(output)
     print(f"\ndamage of {len(names)} files of {kind}: exit codes {codes}")
+
+
+def test_a_unit_without_vectors_does_not_hide_how_the_others_were_made(monkeypatch):
+    parts = {"empty": SimpleNamespace(made=()), "full": SimpleNamespace(made=("bfloat16",))}
+    monkeypatch.setattr(planning, "_files_in", lambda folders: list(parts))
+    monkeypatch.setattr(planning, "_made_if_sound", parts.get)
+    job = SimpleNamespace(differences_to_reuse=lambda made: {})
+    stage = SimpleNamespace(parts=None, earlier=None)
+    assert planning._left_behind(job, stage, dry=True) is parts["full"]
+    del parts["full"]
+    assert planning._left_behind(job, stage, dry=True) is parts["empty"]
+
+
+def test_vectors_of_a_backend_that_is_not_known_here_are_kept(tmp_path):
+    """A later version may have made them."""
+    spec = resolve(ModelRequest("hash:8", template="{text}"), "query").spec
+    made = [Computation("cpu", "float32", backend="onnx"), HashEncoder.computation]
+    assert libraries_of(spec, made) == {"numpy", "pyarrow"}
+
+
+def test_what_people_should_know_of_the_model_is_told_once(cli, corpus, monkeypatch):
+    monkeypatch.setattr(HashEncoder, "note", "it runs on one leg")
+    ran = encode(cli, corpus, corpus.with_name("o.parquet"))[0]
+    assert ran.err.count("it runs on one leg") == 1
 
 
 def test_rows_that_the_model_gives_no_vector_for_stay_rejected(

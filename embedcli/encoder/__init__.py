@@ -17,8 +17,9 @@ from typing import Any
 from embedcli import machine
 from embedcli.computation import Computation
 from embedcli.config import RunOptions
-from embedcli.encoder import choice, conversion, torch_backend
+from embedcli.encoder import choice, conversion, environment, torch_backend
 from embedcli.encoder.api import Encoded, Encoder, OnBatch
+from embedcli.encoder.choice import has_openvino
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
@@ -30,6 +31,7 @@ __all__ = [
     "OnBatch",
     "backend_of",
     "count_tokens",
+    "has_openvino",
     "libraries_of",
     "load",
     "release",
@@ -86,7 +88,9 @@ def backend_of(spec: ModelSpec) -> Backend:
 
 def libraries_of(spec: ModelSpec, made: Iterable[Computation]) -> set[str]:
     """Return the libraries that computed some of a model's vectors."""
-    backends = {BACKENDS[entry.backend] for entry in made} or {backend_of(spec)}
+    # Vectors that are taken over may have been made by a backend of a later version.
+    known = {BACKENDS[entry.backend] for entry in made if entry.backend in BACKENDS}
+    backends = known or {backend_of(spec)}
     return {name for backend in backends for name in backend.libraries}
 
 
@@ -118,16 +122,25 @@ def _load_on_cpu(spec: ModelSpec, options: RunOptions) -> Encoder:
     chosen = choice.choose_for_cpu(options, spec.model_type, is_converted)
     if chosen.backend == "torch":
         return torch_backend.load(spec, options, chosen)
-    from embedcli.encoder import openvino_backend
-
     try:
-        return openvino_backend.load(spec, options, chosen)
+        return _load_openvino(spec, options, chosen)
     except conversion.NotConvertedError as error:
         if options.backend == "openvino":
             raise
         instead = choice.choose_for_cpu(replace(options, backend="torch"), spec.model_type, False)
-        reason = f"{instead.reason}; {error}"
-        return torch_backend.load(spec, options, replace(instead, reason=reason))
+        note = f"{error.message}: it is computed by torch"
+        return torch_backend.load(spec, options, replace(instead, note=note))
+
+
+def _load_openvino(spec: ModelSpec, options: RunOptions, chosen: choice.Choice) -> Encoder:
+    environment.prepare()
+    try:
+        from embedcli.encoder import openvino_backend
+    except ImportError as error:
+        raise conversion.NotConvertedError(
+            f"OpenVINO can't be imported: {error}", "--backend torch"
+        ) from None
+    return openvino_backend.load(spec, options, chosen)
 
 
 def release(spec: ModelSpec) -> None:

@@ -37,6 +37,10 @@ class Encoder(Protocol):
     def computation(self) -> Computation:
         """How vectors are computed, and why so."""
 
+    @property
+    def note(self) -> str:
+        """What people should know of how it came to that; mostly empty."""
+
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Count the tokens of each string, special ones included, untruncated."""
 

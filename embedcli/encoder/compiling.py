@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from embedcli.encoder.memory import is_exhausted
 from embedcli.errors import ConfigurationError
 
 
@@ -49,6 +50,8 @@ def compile_model(transformer: Any, run: Callable[[Any], object]) -> Any:
         with config.patch(settings), torch.inference_mode():
             run(best)
     except Exception as error:  # the compiler's own, of many kinds
+        if isinstance(error, torch.AcceleratorError) or is_exhausted(error):
+            raise  # no fault of the compiler's
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(
             f"the model can't be compiled: {type(error).__name__}: {reason}", "--compile off"

@@ -11,15 +11,17 @@ It says nothing of paths or texts. Whoever can write there could change vectors,
 another user is not believed.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -27,12 +29,12 @@ import msgspec
 
 from embedcli import machine
 from embedcli.encoder import environment
-from embedcli.errors import ConfigurationError
+from embedcli.errors import ConfigurationError, DeviceError, as_foreseen
 from embedcli.files import rename
 from embedcli.models.spec import ModelSpec
 from embedcli.processes import pool
 
-_VERSION = 1
+_VERSION = 2
 _FILES = ("graph.xml", "graph.bin", "tokenizer.json")
 _LIBRARIES = ("openvino", "torch", "transformers", "tokenizers")
 # Least cosines to torch's float32: the same, and what counts as accurate.
@@ -40,6 +42,8 @@ LEAST_COSINES = {"float32": 0.99999, "bfloat16": 0.9998}
 
 # One thread a batch is best, but OpenVINO 2026.4 divides by zero where it fuses a decoder's layers for one thread.
 _THREADS = (1, 2)
+# With less on the disk, a conversion has failed for want of space.
+_LEAST_SPACE = 2**26
 
 
 class NotConvertedError(ConfigurationError):
@@ -50,10 +54,12 @@ class NotConvertedError(ConfigurationError):
 class Conversion:
     """What a conversion's folder holds, beside the graph and the tokenizer.
 
-    threads: how many run a batch. cosines: the least to torch's float32, by dtype. problem: why
-    there is no graph; empty where there is one. digests: sha256 of the other files.
+    key: the folder's name. threads: how many run a batch. cosines: the least to torch's float32, by
+    the dtypes that this CPU has. problem: why there is no graph; empty where there is one. digests:
+    sha256 of the other files.
     """
 
+    key: str = ""
     pad_id: int = 0
     threads: int = 1
     cosines: Mapping[str, float] = field(default_factory=dict)
@@ -85,9 +91,15 @@ def converted(spec: ModelSpec, dtype: str) -> tuple[Path, Conversion]:
     name = spec.files.id
     if conversion.problem:
         raise NotConvertedError(
-            f"{name}: OpenVINO can't run it: {conversion.problem}", "--backend torch"
+            f"{name}: OpenVINO can't run it: {conversion.problem}",
+            f"--backend torch; to have it tried again, remove {folder}",
         )
-    if conversion.cosines.get(dtype, 1.0) < LEAST_COSINES[dtype]:
+    if dtype not in conversion.cosines:
+        raise NotConvertedError(
+            f"{name}: OpenVINO can't run it in {dtype}, which this CPU doesn't have",
+            "--dtype float32, or --backend torch",
+        )
+    if conversion.cosines[dtype] < LEAST_COSINES[dtype]:
         raise NotConvertedError(
             f"{name}: by OpenVINO in {dtype} its vectors have a cosine of "
             f"{conversion.cosines[dtype]:.5f} to exact ones",
@@ -102,7 +114,8 @@ def _read(folder: Path) -> Conversion | None:
         status = folder.stat()
         if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
             content = (folder / "conversion.json").read_bytes()
-            return msgspec.json.decode(content, type=Conversion)
+            conversion = msgspec.json.decode(content, type=Conversion)
+            return conversion if conversion.key == folder.name else None
     except (OSError, msgspec.DecodeError):
         pass
     return None
@@ -146,7 +159,8 @@ def _make(spec: ModelSpec, folder: Path) -> Conversion:
         try:
             conversion = _convert(spec, unfinished)
             names = [] if conversion.problem else _FILES
-            conversion = replace(conversion, digests=_digests(unfinished, names))
+            digests = _digests(unfinished, names)
+            conversion = replace(conversion, key=folder.name, digests=digests)
             (unfinished / "conversion.json").write_bytes(msgspec.json.encode(conversion))
             shutil.rmtree(folder, ignore_errors=True)
             rename(unfinished, folder)
@@ -156,14 +170,31 @@ def _make(spec: ModelSpec, folder: Path) -> Conversion:
 
 
 def _convert(spec: ModelSpec, folder: Path) -> Conversion:
-    """Convert in a process of its own, which brings torch and may die of OpenVINO's faults."""
+    """Convert in a process of its own, which brings torch and may die of OpenVINO's faults.
+
+    Raises NotConvertedError where it was killed, which says nothing of the model.
+    """
     for threads in _THREADS:
         with pool(1) as child:
+            tracing = child.submit(_trace, spec, folder, threads)
+            (process,) = child._processes.values()  # there is no other way to its exit code
             try:
-                return child.submit(_trace, spec, folder, threads).result()
+                return tracing.result()
             except BrokenProcessPool:
-                continue
+                process.join()
+                if process.exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+                    raise _interrupted(spec, "it was killed") from None
+            except (MemoryError, DeviceError, ImportError) as error:
+                raise _interrupted(spec, str(error)) from None
     return Conversion(problem="it dies of it")
+
+
+def _interrupted(spec: ModelSpec, reason: str) -> NotConvertedError:
+    """Return the error for what says nothing of the model, and is not kept."""
+    return NotConvertedError(
+        f"{spec.files.id}: can't be converted for OpenVINO: {reason}",
+        "is there too little memory? --backend torch",
+    )
 
 
 def _trace(spec: ModelSpec, folder: Path, threads: int) -> Conversion:
@@ -172,9 +203,14 @@ def _trace(spec: ModelSpec, folder: Path, threads: int) -> Conversion:
 
     try:
         return trace(spec, folder, threads)
-    except ConfigurationError:
-        raise  # torch can't run it either
+    except NotConvertedError as error:
+        return Conversion(problem=error.message)
     except Exception as error:  # the converter's own, of many kinds
+        # What torch can't run either, or what has nothing to do with the model, is not kept.
+        if isinstance(error, ImportError) or as_foreseen(error) is not None:
+            raise
+        if shutil.disk_usage(folder).free < _LEAST_SPACE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from None
         return Conversion(problem=" ".join(f"{type(error).__name__}: {error}".split())[:200])
 
 
@@ -184,9 +220,15 @@ def _folder(spec: ModelSpec) -> Path:
         cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     except RuntimeError:  # a user without a home
         cache = "/nonexistent"
+    # The space is one for all roles; a role may have weights and modules of its own.
+    folders = [spec.base, spec.folder, *spec.adapters]
+    folders += [module.folder for module in (*spec.token_modules, *spec.text_modules)]
     depends_on = {
         "version": _VERSION,
-        "space": asdict(spec.space),
+        "digests": [spec.weights, spec.tokenizer, spec.config],
+        "pipeline": [spec.model_type, *spec.pipeline],
+        "modules": [str(module.dense) for module in spec.text_modules],
+        "folders": [_inside(path, spec.files.path) for path in folders],
         "full_dim": spec.full_dim,
         "libraries": {name: metadata.version(name) for name in _LIBRARIES},
         "cpu": sorted(machine.cpu().flags),
@@ -195,3 +237,7 @@ def _folder(spec: ModelSpec) -> Path:
         :32
     ]
     return Path(cache) / "embedcli" / "openvino" / name
+
+
+def _inside(path: Path | None, model: Path | None) -> str:
+    return "" if path is None or model is None else os.path.relpath(path, model)

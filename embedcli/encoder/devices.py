@@ -58,9 +58,9 @@ def choose_batch_tokens(device: torch.device, transformer: nn.Module) -> int:
     )
     free, _ = torch.cuda.mem_get_info(device)
     size = next(transformer.parameters()).element_size()
-    return max(
-        1024, min(_CUDA_BATCH_TOKENS, int(_CUDA_SHARE * free / (width * size))) // 1024 * 1024
-    )
+    tokens = int(_CUDA_SHARE * free / (width * size))
+    # A power of two: the memory that is free differs a little from process to process, and the batches should not.
+    return min(_CUDA_BATCH_TOKENS, max(1024, 2 ** (max(1, tokens).bit_length() - 1)))
 
 
 def to_device(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:

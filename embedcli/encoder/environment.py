@@ -7,6 +7,7 @@ with SIGILL.
 """
 
 import os
+import sys
 
 from embedcli import machine
 
@@ -18,6 +19,8 @@ def prepare() -> None:
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # The choice made here keeps the tokenizers' warning about forks away.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # When it is imported, OpenVINO would tell its makers, by a process that it forks; without this it has a stub.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
 def _avoid_undescribed_tiles(cpu: machine.Cpu) -> None:

@@ -18,7 +18,7 @@ from embedcli.encoder.model import LoadedModel
 from embedcli.encoder.pooling import Layout, Padded, packed_layout, pool
 from embedcli.encoder.repair import Vectors, repair, without_tokens
 from embedcli.encoder.tokenizer import Tokens
-from embedcli.encoder.tokenizer_processes import TokenizerProcesses, process_count
+from embedcli.encoder.tokenizer_processes import TokenizerProcesses, can_be_sent, process_count
 from embedcli.records import Rendered
 
 
@@ -28,9 +28,13 @@ class TorchEncoder:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
         self._budget = model.batch_tokens
+        # Devices without room for the model in float32.
+        self._too_small: set[torch.device] = set()
         processes = process_count(machine.cores()) if model.device.type == "cuda" else 0
         self._tokenizer = (
-            TokenizerProcesses(model.tokenizer, processes) if processes else model.tokenizer
+            TokenizerProcesses(model.tokenizer, processes)
+            if processes and can_be_sent(model.tokenizer)
+            else model.tokenizer
         )
 
     @property
@@ -46,6 +50,11 @@ class TorchEncoder:
             attention=model.packing.kernel if model.packing is not None else "padded",
             reason=model.reason,
         )
+
+    @property
+    def note(self) -> str:
+        """What people should know of how it came to that."""
+        return self._model.note
 
     def count_tokens(self, strings: list[str]) -> list[int]:
         """Count the tokens of each string, special ones included, untruncated."""
@@ -100,9 +109,12 @@ class TorchEncoder:
     def _again(self, tokens: Tokens, rows: Rows) -> Vectors | None:
         """Return one text's vector in float32, on the CPU where the device has no room for it."""
         for device in dict.fromkeys((self._model.device, torch.device("cpu"))):
+            if device in self._too_small:  # to find that out again would take its cache away
+                continue
             vector = if_it_fits(partial(self._embed_again, tokens, rows, device))
             if vector is not None:
                 return vector.cpu().numpy()
+            self._too_small.add(device)
         return None
 
     def _embed_again(self, tokens: Tokens, rows: Rows, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 So a batch's numbers don't depend on how many cores or processes there are.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import openvino
 
 from embedcli.encoder.batching import PaddedBatch, Rows
+from embedcli.encoder.conversion import NotConvertedError
+from embedcli.errors import DeviceError
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -25,12 +28,14 @@ class Graph:
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(streams * threads),
         }
-        self._compiled = openvino.Core().compile_model(path, "CPU", settings)
-        self._queue = openvino.AsyncInferQueue(self._compiled, streams)
+        with _errors_named():
+            self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+            self._queue = openvino.AsyncInferQueue(self._compiled, streams)
 
     def vectors_of(self, batch: PaddedBatch) -> npt.NDArray[np.float32]:
         """Return the full vectors of one batch, float32 [n, full_dim]."""
-        vectors: npt.NDArray[np.float32] = self._compiled(arrays(batch))[0]
+        with _errors_named():
+            vectors: npt.NDArray[np.float32] = self._compiled(arrays(batch))[0]
         return vectors
 
     def run(
@@ -43,12 +48,29 @@ class Graph:
             ready.append((rows, request.get_output_tensor().data.copy()))
 
         self._queue.set_callback(keep)
-        for rows, batch in batches:
-            self._queue.start_async(arrays(batch), rows)
-            while ready:
-                yield ready.pop()
-        self._queue.wait_all()
+        with _errors_named():
+            for rows, batch in batches:
+                self._queue.start_async(arrays(batch), rows)
+                while ready:
+                    yield ready.pop()
+            self._queue.wait_all()
         yield from ready
+
+
+@contextlib.contextmanager
+def _errors_named() -> Iterator[None]:
+    """Raise OpenVINO's errors as DeviceError where it has too little memory, else as
+    NotConvertedError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        if "memory" in reason or "alloc" in reason:
+            raise DeviceError(
+                f"OpenVINO has too little memory: {reason}", "--backend torch"
+            ) from None
+        raise NotConvertedError(f"OpenVINO can't run it: {reason}", "--backend torch") from None
 
 
 def arrays(batch: PaddedBatch) -> tuple[npt.NDArray[np.int64], ...]:

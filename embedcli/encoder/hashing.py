@@ -46,6 +46,7 @@ class HashEncoder:
     """Encodes without a model."""
 
     computation = Computation("cpu", "float32", backend="hash")
+    note = ""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._full_dim = spec.full_dim

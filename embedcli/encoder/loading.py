@@ -55,6 +55,8 @@ _MISFIT = (
 
 # Their numbers outgrow float16, whoever made the model.
 _OVERFLOWING = {"t5", "mt5", "umt5", "gemma2", "gemma3", "gemma3_text"}
+# Tokens of the pack by which compilation for a GPU is tried.
+_COMPILED_TRIAL = 4096
 
 
 def load_model(spec: ModelSpec, options: RunOptions, choice: Choice | None = None) -> LoadedModel:
@@ -86,6 +88,7 @@ def load_model(spec: ModelSpec, options: RunOptions, choice: Choice | None = Non
             device=device,
             dtype=dtype,
             reason="; ".join(filter(None, [choice.reason, reason])),
+            note=choice.note,
             batch_tokens=options.batch_tokens or choose_batch_tokens(device, transformer),
             packing=packing,
         )
@@ -93,11 +96,13 @@ def load_model(spec: ModelSpec, options: RunOptions, choice: Choice | None = Non
     if not choice.compiled:
         return model
     try:
-        return _compiled(model)
-    except ConfigurationError:
+        with room_for(spec, device):
+            return _compiled(model)
+    except ConfigurationError as error:
         if options.compile == "on":
             raise
-        return load_model(spec, replace(options, compile="off"))
+        uncompiled = load_model(spec, replace(options, compile="off"))
+        return replace(uncompiled, note=f"{error.message}: it runs uncompiled")
 
 
 def _choose(spec: ModelSpec, options: RunOptions, device: torch.device) -> Choice:
@@ -134,7 +139,8 @@ def _packing(
         return None, ""
     if spec.own_code:
         return None, "padded: the repository's own code"
-    positions = _raw_config(spec).get("max_position_embeddings")
+    # By the class's own name for it: GPT-2's config calls it n_positions.
+    positions = getattr(transformer.config, "max_position_embeddings", None)
     with errors_of_the_model(spec):
         try:
             positions = positions if isinstance(positions, int) else None
@@ -151,12 +157,14 @@ def _compiled(model: LoadedModel) -> LoadedModel:
         )
     packing, size = model.packing, max(model.batch_tokens, model.spec.max_length)
     fills = model.device.type == "cpu"
-    texts: Groups = [(size // 8, 8)]
+    # A GPU's code takes packs of any size: a small one shows whether it can be made.
+    trial = (size if fills else min(size, _COMPILED_TRIAL)) // 8 * 8
+    texts: Groups = [(trial // 8, 8)]
 
     def run(transformer: nn.Module) -> Tensor:
         return packed_states(
             transformer,
-            np.full(size // 8 * 8, model.tokenizer.pad_id),
+            np.full(trial, model.tokenizer.pad_id),
             texts,
             packing,
             size if fills else 0,

@@ -48,7 +48,7 @@ class LoadedModel:
     `text_modules` in float32.
 
     packing: how the transformer runs packs; None where it can't. compiled: the same for packs of
-    batch_tokens tokens. reason: why its dtype was chosen.
+    batch_tokens tokens. reason: why its dtype was chosen; note: what people should know besides.
     """
 
     spec: ModelSpec
@@ -60,6 +60,7 @@ class LoadedModel:
     dtype: torch.dtype
     batch_tokens: int
     reason: str = ""
+    note: str = ""
     packing: Packing | None = None
     compiled: nn.Module | None = None
     _copies: dict[torch.device, "LoadedModel"] = field(default_factory=dict)

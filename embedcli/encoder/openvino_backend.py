@@ -43,6 +43,8 @@ def load(spec: ModelSpec, options: RunOptions, choice: Choice) -> "OpenVinoEncod
 class OpenVinoEncoder:
     """Encodes with a graph."""
 
+    note = ""
+
     def __init__(
         self,
         spec: ModelSpec,

@@ -166,12 +166,9 @@ def _varlen(
     """Call the kernel once for all texts, by one for texts of any length (a GPU's, in half precision)."""
     attend, options = _varlen_kernel()
     stop, longest, edges = pack.stop, pack.longest, pack.edges
-    if query.shape[1] != key.shape[1]:
-        if _GROUPED in options:
-            options = {**options, _GROUPED: True}
-        else:
-            shared = query.shape[1] // key.shape[1]
-            key, value = (states.repeat_interleave(shared, dim=1) for states in (key, value))
+    # Before torch 2.12 the kernel takes shared heads without being told.
+    if query.shape[1] != key.shape[1] and _GROUPED in options:
+        options = {**options, _GROUPED: True}
     reach = window - 1 if window else -1
     sides = (reach, 0 if pack.packing.causal else reach)
     # From [1, heads, tokens, size] to [tokens, heads, size].

@@ -113,6 +113,7 @@ class StaticEncoder:
     """Encodes by a table of token vectors."""
 
     computation = Computation("cpu", "float32", backend="static")
+    note = ""
 
     def __init__(self, spec: ModelSpec) -> None:
         unsupported = [module.name for module in spec.text_modules if module.kind != "normalize"]

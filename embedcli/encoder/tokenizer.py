@@ -23,6 +23,8 @@ from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
 _TEXTS_AT_ONCE = 1024
+# Prompts whose length is remembered.
+_MOST_PROMPTS = 1024
 # Characters of a long text that are tokenized first, for each token that it may keep; if they don't
 # suffice, so many times as many.
 _CHARACTERS_A_TOKEN, _GROWTH = 8, 4
@@ -263,6 +265,8 @@ class Tokenizer:
             return 0
         prompt = string[:start]
         if prompt not in self._prompt_lengths:
+            if len(self._prompt_lengths) == _MOST_PROMPTS:  # each text may have one of its own
+                self._prompt_lengths.clear()
             length = len(self._backend.encode(prompt, add_special_tokens=False).ids)
             if self._pooled == "text":
                 length += len(self.before)

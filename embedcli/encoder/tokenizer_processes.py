@@ -5,6 +5,7 @@ by one: some 100 ns a token, as much as a small model takes of a GPU. Here they 
 """
 
 import os
+import pickle
 import weakref
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,11 @@ from embedcli.errors import DeviceError
 from embedcli.processes import pool
 from embedcli.records import Rendered
 
-_TEXTS_AT_ONCE = 1024
+# So many texts are tokenized sooner here than sent; so few are sent at once.
+_FEW_TEXTS = 512
+_LEAST_SENT = 64
+# Parts for each process, so that none is left with a long one.
+_ROUNDS = 4
 # One process tokenizes about 400,000 tokens a second; so many keep up with a small model on a fast GPU.
 _MOST = 12
 # Cores that reading, encoding and writing take for themselves.
@@ -29,16 +34,21 @@ class TokenizerProcesses:
     """A tokenizer in several processes, which end with this one."""
 
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
-        self._pool = pool(count, _begin, tokenizer)
+        self._tokenizer, self._count = tokenizer, count
+        self._pool = pool(count, _begin, pickle.dumps(tokenizer))
         weakref.finalize(self, self._pool.shutdown, wait=False)
 
     def encode(self, rendered: Rendered) -> Tokens:
         """Tokenize, in the order of the texts. Raises ConfigurationError; DeviceError where a process
         dies.
         """
-        starts = range(0, len(rendered.strings), _TEXTS_AT_ONCE)
+        texts = len(rendered.strings)
+        if texts <= _FEW_TEXTS:
+            return self._tokenizer.encode(rendered)
+        size = max(_LEAST_SENT, -(-texts // (_ROUNDS * self._count)))  # rounded up
+        parts = [_part(rendered, start, start + size) for start in range(0, texts, size)]
         try:
-            return joined(list(self._pool.map(_encode, (_part(rendered, at) for at in starts))))
+            return joined(list(self._pool.map(_encode, parts)))
         except BrokenProcessPool:
             raise DeviceError(
                 "a process that tokenizes died", "is there too little memory?"
@@ -66,15 +76,23 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
     )
 
 
-def _part(rendered: Rendered, at: int) -> Rendered:
-    texts = slice(at, at + _TEXTS_AT_ONCE)
+def can_be_sent(tokenizer: Tokenizer) -> bool:
+    """Tell whether a tokenizer can be sent to a process: not one with steps written in Python."""
+    try:
+        return bool(pickle.dumps(tokenizer))
+    except Exception:  # of the library's own, which knows no kind for it
+        return False
+
+
+def _part(rendered: Rendered, start: int, stop: int) -> Rendered:
+    texts = slice(start, stop)
     return Rendered(rendered.strings[texts], rendered.starts[texts], rendered.stops[texts])
 
 
-def _begin(tokenizer: Tokenizer) -> None:
+def _begin(pickled: bytes) -> None:
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one of these for each core
-    _tokenizer = tokenizer
+    _tokenizer = pickle.loads(pickled)
 
 
 def _encode(part: Rendered) -> Tokens:

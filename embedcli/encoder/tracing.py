@@ -21,13 +21,14 @@ from embedcli.encoder.model import LoadedModel
 from embedcli.encoder.pooling import Padded, pool
 from embedcli.models.spec import ModelSpec
 
-# Texts of the trial: of so many tokens each, or of as many as the model takes. The first batch is what is traced; the
-# others have other sides, which shows whether the trace holds for any.
+# Texts of the trial: of so many tokens each, or of as many as the model has positions for. The first batch is what is
+# traced; the others have other sides, which shows whether the trace holds for any. The last one is longer than windows.
 _LENGTHS = (
     (2, 6, 8),
     (1, 2, 3, 5, 8, 13, 16, 17, 31, 32, 33, 48, 64),
     (100, 128, 200, 256, 400, 512),
     (40,),
+    (1100,),
 )
 
 
@@ -67,8 +68,8 @@ def trace(spec: ModelSpec, folder: Path, threads: int) -> Conversion:
     for dtype in ("float32", "bfloat16") if machine.cpu().has_bfloat16 else ("float32",):
         graph = graphs.Graph(folder / "graph.xml", dtype, 1, threads)
         pairs = zip(map(graph.vectors_of, batches), expected, strict=True)
-        cosines[dtype] = min(_least_cosine(*pair) for pair in pairs)
-    return Conversion(model.tokenizer.pad_id, threads, cosines)
+        cosines[dtype] = min(_least_cosine(*pair, spec.normalize) for pair in pairs)
+    return Conversion(pad_id=model.tokenizer.pad_id, threads=threads, cosines=cosines)
 
 
 def _tensors(batch: PaddedBatch) -> tuple[Tensor, ...]:
@@ -76,18 +77,27 @@ def _tensors(batch: PaddedBatch) -> tuple[Tensor, ...]:
 
 
 def _trial(model: LoadedModel, wanted: Sequence[int], pads_left: bool) -> PaddedBatch:
-    """Return a batch of texts of ids drawn by lot, the same ones each time."""
-    lengths = np.minimum(wanted, model.spec.max_length).astype(np.int32)
+    """Return a batch of texts of ids drawn by lot, the same ones each time; of every third the first
+    token is not pooled, as of a prompt.
+    """
     config: Any = model.transformer.config
     pad_id = model.tokenizer.pad_id
+    # Whatever maximum a run asks for; RoBERTa's positions begin behind its padding's id.
+    positions = getattr(config, "max_position_embeddings", None) or max(wanted) + pad_id + 1
+    lengths = np.clip(wanted, 1, max(1, positions - pad_id - 1)).astype(np.int32)
     ids = np.random.default_rng(0).integers(0, config.vocab_size - 1, lengths.sum())
     ids += ids >= pad_id  # never the padding's
-    skipped = np.zeros_like(lengths)
+    skipped = np.minimum(np.arange(len(lengths)) % 3 == 2, lengths - 1).astype(np.int32)
     return padded(ids.astype(np.int32), lengths, skipped, pad_id, pads_left)
 
 
-def _least_cosine(vectors: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    first, second = vectors.astype(np.float64), expected.astype(np.float64)
-    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    cosines = (first * second).sum(axis=1) / norms
+def _least_cosine(
+    vectors: npt.NDArray[Any], expected: npt.NDArray[Any], is_normalized: bool
+) -> float:
+    """Return the least cosine; of vectors whose norm counts, times the ratio of norms."""
+    pair = vectors.astype(np.float64), expected.astype(np.float64)
+    norms = np.stack([np.linalg.norm(side, axis=1) for side in pair])
+    cosines = (pair[0] * pair[1]).sum(axis=1) / norms.prod(axis=0)
+    if not is_normalized:
+        cosines = cosines * norms.min(axis=0) / norms.max(axis=0)
     return float(cosines.min()) if np.isfinite(cosines).all() else -1.0

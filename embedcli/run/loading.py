@@ -70,7 +70,15 @@ def load_model(
 def _load(job: Job, options: RunOptions, agreed: _Agreement | None) -> encoder.Encoder:
     if agreed is None:
         return encoder.load(job.spec, options)
-    model = encoder.load(job.spec, agreed.asked_for(options))
+    if agreed.backend == "openvino" and job.run.device == "auto":
+        options = replace(options, device="cpu")  # also where this machine has GPUs
+    try:
+        model = encoder.load(job.spec, agreed.asked_for(options))
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"others of this run compute in {agreed}, this machine can't: {error.message}",
+            "repeat the run with a --backend, --dtype and --compile that all machines can do",
+        ) from None
     here = _Agreement.of(model)
     if here != agreed:
         raise ConfigurationError(

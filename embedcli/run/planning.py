@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from embedcli import machine, sources
+from embedcli import encoder, machine, sources
 from embedcli.config import STDOUT, Backend, DType, RunOptions
 from embedcli.errors import ConfigurationError, DataError, InputMissingError
 from embedcli.recipe import Differences, describe_differences
@@ -118,13 +118,18 @@ def continue_as_before(
     wanted: dict[str, object] = {}
     backends, dtypes = {entry.backend for entry in made}, {entry.dtype for entry in made}
     on_cpu = run.device == "cpu" or not machine.may_have_cuda()
-    if run.backend == "auto" and on_cpu and len(backends) == 1 and backends <= {*get_args(Backend)}:
+    if run.backend == "auto" and on_cpu and len(backends) == 1 and backends <= _at_hand():
         wanted["backend"] = backends.pop()
     if run.dtype == "auto" and len(dtypes) == 1 and dtypes <= {*get_args(DType)}:
         wanted["dtype"] = dtypes.pop()
     if run.compile == "auto" and left is not None and left.made:
         wanted["compile"] = "if-possible" if left.compiled else "off"
     return msgspec.convert({**asdict(run), **wanted}, RunOptions)
+
+
+def _at_hand() -> set[str]:
+    """Return the backends that can be asked for here."""
+    return {name for name in get_args(Backend) if name != "openvino" or encoder.has_openvino()}
 
 
 def _check_rows(job: Job, corpus: Corpus) -> None:
@@ -142,13 +147,17 @@ def _left_behind(job: Job, stage: staging.Staging, dry: bool) -> ColumnProvenanc
     """Return the provenance of what an interrupted run left; what is of another recipe is refused
     or thrown away.
     """
+    first: ColumnProvenance | None = None
     for path in _files_in([stage.parts, stage.earlier]):
         made = _made_if_sound(path)
         if made is None:
             continue
         differences = job.differences_to_reuse(made)
         if not differences:
-            return made
+            if made.made:
+                return made
+            first = made  # of a unit without vectors
+            continue
         if not job.run.overwrite:
             hint = "--fresh throws away what it left; or repeat its options to continue it"
             raise _mismatch(
@@ -160,7 +169,7 @@ def _left_behind(job: Job, stage: staging.Staging, dry: bool) -> ColumnProvenanc
         if not dry:
             stage.forget_parts()
         return None
-    return None
+    return first
 
 
 def _compare_with_output(

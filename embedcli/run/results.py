@@ -149,7 +149,10 @@ class RunResults:
             # Before the output, which holds their digest: who finds a pair that doesn't match knows
             # that a run was killed between the two.
             publish.write_rejects(rejects_file, job.output.rejects)
-        for note in [*sources.grown(self.plan.corpus), *map(_slowness, made)]:
+        notes = [result.note for result in results]
+        for note in dict.fromkeys(
+            [*sources.grown(self.plan.corpus), *map(_slowness, made), *notes]
+        ):
             if note:
                 self._listener.warn(note)
         if not to_file:

@@ -115,6 +115,7 @@ class UnitSteps:
         result.counts.encoded_tokens = int(encoded.tokens.sum())
         result.counts.padded_tokens = encoded.padded
         result.made.append(model.computation)
+        result.note = model.note
         for row, reason in encoded.failed.items():
             failed[int(numbers[row])] = reason
         for row in parts.rows_too_large(encoded.vectors, self.plan.job.output.vector_type):

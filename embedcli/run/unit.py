@@ -26,7 +26,8 @@ class UnitResult:
     """What became of a unit.
 
     part: the unit's part; None where it has none in staging, since a row group of the earlier
-    output stays as it is: `previous`, by its number. made: what computed its vectors.
+    output stays as it is: `previous`, by its number. made: what computed its vectors; note: what
+    people should know of that.
     """
 
     rows: int = 0
@@ -35,6 +36,7 @@ class UnitResult:
     counts: Counts = field(default_factory=Counts)
     rejects: list[Reject] = field(default_factory=list)
     made: list[Computation] = field(default_factory=list)
+    note: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     example: str = ""
 
