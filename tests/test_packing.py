@@ -223,8 +223,10 @@ def test_an_update_on_a_machine_with_a_gpu_uses_it(monkeypatch):
     computation = Computation("cpu", "float32", backend="openvino")
     made = ColumnProvenance(recipe, TemplateSource("option"), "float32", (computation,))
     assert planning.continue_as_before(RunOptions(), None, made).backend == "auto"
-    on_cpu = planning.continue_as_before(RunOptions(device="cpu"), None, made)
-    assert on_cpu.backend == "openvino"
+    for installed, backend in ((True, "openvino"), (False, "auto")):
+        monkeypatch.setattr(planning.encoder, "has_openvino", lambda there=installed: there)
+        on_cpu = planning.continue_as_before(RunOptions(device="cpu"), None, made)
+        assert on_cpu.backend == backend
 
 
 def test_an_interrupted_run_goes_on_compiled_or_not_as_it_began(tmp_path):

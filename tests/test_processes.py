@@ -10,12 +10,7 @@ import pytest
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from embedcli.encoder.loading import load_tokenizer
-from embedcli.encoder.tokenizer_processes import (
-    TokenizerProcesses,
-    can_be_sent,
-    joined,
-    process_count,
-)
+from embedcli.encoder.tokenizer_processes import TokenizerProcesses, joined, process_count
 from embedcli.errors import DeviceError
 from embedcli.processes import pool
 from embedcli.records import Rendered
@@ -84,14 +79,14 @@ def test_a_few_texts_start_no_process(tokenizer):
 
 
 def test_a_tokenizer_with_a_step_in_python_stays_here(tokenizer):
-    assert can_be_sent(tokenizer)
+    assert tokenizer.can_be_sent
 
     class Split:
         def pre_tokenize(self, pretok):
             """Leave it whole."""
 
     tokenizer._backend.pre_tokenizer = PreTokenizer.custom(Split())
-    assert not can_be_sent(tokenizer)
+    assert not tokenizer.can_be_sent
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from embedcli.encoder.model import LoadedModel
 from embedcli.encoder.pooling import Layout, Padded, packed_layout, pool
 from embedcli.encoder.repair import Vectors, repair, without_tokens
 from embedcli.encoder.tokenizer import Tokens
-from embedcli.encoder.tokenizer_processes import TokenizerProcesses, can_be_sent, process_count
+from embedcli.encoder.tokenizer_processes import TokenizerProcesses, process_count
 from embedcli.records import Rendered
 
 
@@ -33,7 +33,7 @@ class TorchEncoder:
         processes = process_count(machine.cores()) if model.device.type == "cuda" else 0
         self._tokenizer = (
             TokenizerProcesses(model.tokenizer, processes)
-            if processes and can_be_sent(model.tokenizer)
+            if processes and model.tokenizer.can_be_sent
             else model.tokenizer
         )
 

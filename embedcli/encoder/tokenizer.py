@@ -255,6 +255,14 @@ class Tokenizer:
             return 0
         return self._cuts.tail_start(string, size, stop) or 0
 
+    @property
+    def can_be_sent(self) -> bool:
+        """Tell whether another process can have it: not with steps written in Python."""
+        try:
+            return bool(self._backend.to_str())
+        except Exception:  # of the library's own, which knows no kind for it
+            return False
+
     def _prompt_length(self, string: str, start: int) -> int:
         """Return how many first tokens are the prompt's, for models that pool the text alone.
 

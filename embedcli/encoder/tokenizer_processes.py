@@ -5,7 +5,6 @@ by one: some 100 ns a token, as much as a small model takes of a GPU. Here they 
 """
 
 import os
-import pickle
 import weakref
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -35,7 +34,7 @@ class TokenizerProcesses:
 
     def __init__(self, tokenizer: Tokenizer, count: int) -> None:
         self._tokenizer, self._count = tokenizer, count
-        self._pool = pool(count, _begin, pickle.dumps(tokenizer))
+        self._pool = pool(count, _begin, tokenizer)
         weakref.finalize(self, self._pool.shutdown, wait=False)
 
     def encode(self, rendered: Rendered) -> Tokens:
@@ -76,23 +75,15 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
     )
 
 
-def can_be_sent(tokenizer: Tokenizer) -> bool:
-    """Tell whether a tokenizer can be sent to a process: not one with steps written in Python."""
-    try:
-        return bool(pickle.dumps(tokenizer))
-    except Exception:  # of the library's own, which knows no kind for it
-        return False
-
-
 def _part(rendered: Rendered, start: int, stop: int) -> Rendered:
     texts = slice(start, stop)
     return Rendered(rendered.strings[texts], rendered.starts[texts], rendered.stops[texts])
 
 
-def _begin(pickled: bytes) -> None:
+def _begin(tokenizer: Tokenizer) -> None:
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is one of these for each core
-    _tokenizer = pickle.loads(pickled)
+    _tokenizer = tokenizer
 
 
 def _encode(part: Rendered) -> Tokens:
