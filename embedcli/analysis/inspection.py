@@ -20,7 +20,8 @@ class Inspection:
     """What a file of vectors is like; None where the file can't tell.
 
     `zero` and `non_finite` count vectors, `duplicates` rows whose rendered text came before;
-    `norm_*` are over finite vectors; `tokens` holds min, mean, max, total and percentiles.
+    `norm_*` are over finite vectors; `tokens` holds min, mean, max, total and percentiles; `lost` is
+    what the program that wrote the file has dropped of what we give it.
     """
 
     file: str
@@ -38,6 +39,7 @@ class Inspection:
     tokens: dict[str, float] | None
     truncated: int | None
     duplicates: int | None
+    lost: list[str]
     provenance: Provenance | None
 
     @property
@@ -91,6 +93,7 @@ def inspect(path: str, embedding_column: str | None = None) -> Inspection:
         tokens=_distribution(np.concatenate(tokens)) if tokens else None,
         truncated=truncated if file.names.truncated in file.columns else None,
         duplicates=_count_duplicates(np.concatenate(hashes)) if hashes else None,
+        lost=file.lost if file.provenance is not None else [],
         provenance=file.provenance,
     )
 

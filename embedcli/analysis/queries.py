@@ -5,13 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from embedcli import encoder, sources, templates
+from embedcli import encoder, sources
 from embedcli.analysis.comparability import check_comparable, check_roles, query_role
 from embedcli.config import InputOptions, RunOptions
 from embedcli.errors import DataError
 from embedcli.models.request import ModelRequest
 from embedcli.models.resolve import ResolvedModel, resolve_like
 from embedcli.records import Records
+from embedcli.run.texts import embed_texts, render_texts
 from embedcli.store.parts import Vectors
 from embedcli.store.vector_file import VectorFile, is_ours, open_ours
 from embedcli.templates import Template
@@ -124,15 +125,11 @@ def embed_with(
         raise DataError(
             f"the template {template.string!r} names {absent[0]!r}, which these texts don't have"
         )
-    rendered, faults = templates.render(template, texts, fields)
+    columns, faults = embed_texts(model, render_texts(template, texts, fields))
     if faults:
         row, fault = min(faults.items())
-        raise DataError(f"text {row + 1}: {fault.reason}", fault.hint)
-    encoded = model.encode(model.prepare(rendered), lambda rows, tokens: None)
-    if encoded.failed:
-        row, reason = min(encoded.failed.items())
-        raise DataError(f"text {row + 1} ({texts[row][:60]!r}) has no vector: {reason}")
-    return encoded.vectors
+        raise DataError(f"text {row + 1} ({texts[row][:60]!r}): {fault.reason}", fault.hint)
+    return columns.vectors
 
 
 def read_units(path: str, options: InputOptions) -> Iterator[Records]:

@@ -85,6 +85,7 @@ def _health_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
         yield "norms", "no vectors"
     else:
         yield "norms", f"{inspected.norm_min:.6f} to {inspected.norm_max:.6f}"
+    yield "lost", ", ".join(inspected.lost)
     bad = {"non-finite": inspected.non_finite, "zero": inspected.zero, "missing": inspected.missing}
     yield (
         "health",

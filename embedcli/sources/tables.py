@@ -137,7 +137,7 @@ class TableRows:
 
     def add(self, batch: pa.RecordBatch, row_bytes: float | None) -> None:
         """Take some rows, of which each takes so many bytes; None: as many as the batch has."""
-        text = _as_strings(_column(pa.Table.from_batches([batch]), self._text_column))
+        text = as_strings(_column(pa.Table.from_batches([batch]), self._text_column))
         binary = pa.chunked_array([chunk.view(pa.binary()) for chunk in text.chunks], pa.binary())
         if row_bytes is None:
             row_bytes = batch.nbytes / max(1, len(batch))
@@ -165,7 +165,7 @@ def records_of(
     table: pa.Table, file: InputFile, segment: Segment, schema: pa.Schema, options: InputOptions
 ) -> Records:
     """Return a segment's rows as records; rows whose text is null or not UTF-8 are rejects."""
-    text = _as_strings(_column(table, options.text_column))
+    text = as_strings(_column(table, options.text_column))
     faults = _text_faults(text, options.text_column)
     for name in schema.names:
         if name != options.text_column:
@@ -198,7 +198,7 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
     return pc.struct_field(table.column(first), path)
 
 
-def _as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def as_strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the text column as plain strings, not yet checked."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -20,6 +20,7 @@ from embedcli import files
 from embedcli.config import REJECTS_NAME
 from embedcli.errors import DataError, OutputError
 from embedcli.store import manifest, parts
+from embedcli.store.vector_file import engine_files, holds_provenance
 
 KIND = "kind"
 REPORT = "embedcli report"
@@ -29,6 +30,8 @@ _MOST_BYTES = 2**24
 _MOST_LINE_BYTES = 2**16
 _PART_NAME = re.compile(r"part-\d{6,}-[0-9a-f]+\.parquet")
 _NAMED_AT_MOST = 10
+# Of Hadoop's committers.
+_ENGINES_OWN = {"_SUCCESS", "._SUCCESS.crc"}
 # As matplotlib writes the property in PNG, PDF and SVG.
 _PICTURE_MARKS = (b"Software\0embedcli", b"/Creator (embedcli)", b"<dc:title>embedcli</dc:title>")
 
@@ -69,7 +72,7 @@ def check_vectors(path: Path) -> None:
 def _check_directory(path: Path) -> None:
     """Refuse a folder that holds anything which its own manifest doesn't name."""
     names = sorted(entry.name for entry in path.iterdir())
-    foreign = sorted(set(names) - named_by_manifest(path))
+    foreign = sorted(set(names) - (named_by_manifest(path) or named_by_engine(path)))
     if not foreign:
         return
     listed = ", ".join(foreign[:_NAMED_AT_MOST]) + _more(len(foreign) - _NAMED_AT_MOST)
@@ -102,9 +105,19 @@ def named_by_manifest(directory: Path) -> set[str]:
     }
 
 
+def named_by_engine(directory: Path) -> set[str]:
+    """Return the names of the files that an engine wrote into a folder with our provenance, and of
+    what it keeps beside them; none where another file is among them.
+    """
+    names = {path.name for path in engine_files(directory)}
+    kept = {f".{name}.crc" for name in names} | _ENGINES_OWN
+    return names | {entry.name for entry in directory.iterdir() if names and entry.name in kept}
+
+
 def is_vector_file(path: str) -> bool:
     """Tell whether a file is Parquet that carries our provenance, of whatever format version."""
-    return _has_key(path, parts.METADATA_KEY)
+    # Few of an input's thousands of files have it, and most can be told without opening them.
+    return parts.METADATA_KEY in _footer(path) and holds_provenance(path)
 
 
 def is_report(path: str) -> bool:
@@ -142,14 +155,13 @@ def is_picture(path: str) -> bool:
 def is_output(path: str) -> bool:
     """Tell whether a file or folder is what a run writes: vectors, rejected rows, a report."""
     if Path(path).is_dir():
-        return bool(named_by_manifest(Path(path)))
+        return bool(named_by_manifest(Path(path)) or named_by_engine(Path(path)))
     if path.endswith(".parquet"):
         return is_vector_file(path)
     return are_rejects(path) or (path.endswith(".json") and is_report(path))
 
 
 def _has_key(path: str, key: bytes) -> bool:
-    # Few of an input's thousands of files have it, and most can be told without opening them.
     if key not in _footer(path):
         return False
     try:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embedcli import files
@@ -32,6 +33,8 @@ _DIGEST_KEY = "embedcli.sha256"
 DIGEST_MARK = _DIGEST_KEY.encode() + b"\x18\x40"
 _VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _HASH_TYPE = pa.binary(16)
+# Why a row has no vector, of those that `rows_too_large` gives.
+TOO_LARGE = "its vector has numbers too large for float16: use --vector-type float32"
 
 Vectors = npt.NDArray[np.float32]
 # 16-byte voids
@@ -83,14 +86,15 @@ class EmbeddingColumns:
         )
 
     @classmethod
-    def from_table(cls, table: pa.Table, names: ColumnNames) -> "EmbeddingColumns":
-        """Take our columns out of a table, by name."""
-        return cls(
-            vectors=vectors_of(table.column(names.vector)),
-            hashes=hashes_of(table.column(names.hash)),
-            tokens=table.column(names.tokens).to_numpy(),
-            truncated=table.column(names.truncated).to_numpy(),
-        )
+    def from_table(cls, table: pa.Table, names: ColumnNames, dim: int) -> "EmbeddingColumns":
+        """Take our columns out of a table, by name. Raises DataError where they aren't ours."""
+        hashes = hashes_of(table.column(names.hash))
+        columns = cls.zeros(hashes, dim)
+        present = table.column(names.vector).is_valid().to_numpy()  # an encoder may have left nulls
+        columns.vectors[present] = vectors_of(table.column(names.vector).drop_null(), dim)
+        columns.tokens[:] = table.column(names.tokens).fill_null(0).to_numpy()
+        columns.truncated[:] = table.column(names.truncated).fill_null(False).to_numpy()
+        return columns
 
     def select(self, rows: npt.NDArray[np.intp]) -> "EmbeddingColumns":
         """Return the values of some rows; the same where these are all, in order."""
@@ -328,15 +332,29 @@ def damaged(path: Path | str, error: Exception) -> DataError:
     return DataError(f"{path}: damaged: {' '.join(str(error).split())}")
 
 
-def vectors_of(column: pa.ChunkedArray) -> Vectors:
-    """Return a vector column without missing values as float32 [n, dim]."""
+def vectors_of(column: pa.ChunkedArray, dim: int) -> Vectors:
+    """Return a vector column without missing values as float32 [n, dim].
+
+    Engines may have dropped the length of the lists. Raises DataError where one has another length.
+    """
+    if not pa.types.is_fixed_size_list(column.type):
+        lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+        if lengths not in ([], [dim]):
+            raise DataError(f"vectors of {dim} dimensions, and of {max(set(lengths) - {dim})}")
     numbers = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return numbers.astype(np.float32, copy=False).reshape(-1, column.type.list_size)
+    return numbers.astype(np.float32, copy=False).reshape(-1, dim)
 
 
 def hashes_of(column: pa.ChunkedArray) -> Hashes:
-    """Return a column of fixed-size binary values as voids [n]."""
+    """Return a column of 16-byte values as voids [n]. Raises DataError where one has another length."""
     array = column.combine_chunks()
+    if not pa.types.is_fixed_size_binary(array.type):
+        try:
+            array = array.cast(_HASH_TYPE)
+        except pa.ArrowInvalid as error:
+            raise DataError(f"hashes that are none: {error}") from None
     # pyarrow gives such a column to numpy as Python objects only; its buffer is what is wanted.
+    if array.null_count:
+        array = array.fill_null(bytes(array.type.byte_width))
     raw = np.frombuffer(array.buffers()[1] or b"", dtype=f"V{array.type.byte_width}")
     return raw[array.offset : array.offset + len(array)]

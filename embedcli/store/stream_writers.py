@@ -53,11 +53,12 @@ class JsonlWriter:
 
     def __init__(self, stream: BinaryIO, provenance: Provenance) -> None:
         self._stream = stream
-        self._names = ColumnNames.of(next(iter(provenance.columns)))
+        name, made = next(iter(provenance.columns.items()))
+        self._names, self._dim = ColumnNames.of(name), made.recipe.space.dim
 
     def write(self, table: pa.Table) -> None:
         """Send a unit's rows."""
-        vectors = parts.vectors_of(table.column(self._names.vector))
+        vectors = parts.vectors_of(table.column(self._names.vector), self._dim)
         # Nine digits distinguish all float32, and give them back.
         numbers = f"[{', '.join(['%.9g'] * vectors.shape[1])}]"
         for row, vector in zip(self._rows(table), vectors, strict=True):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -17,12 +18,22 @@ import pyarrow.parquet as pq
 from embedcli import files
 from embedcli.errors import DataError, InputMissingError
 from embedcli.recipe import Recipe
-from embedcli.store import manifest, parts
+from embedcli.store import digest, manifest, parts
 from embedcli.store.parts import ColumnNames, EmbeddingColumns, Hashes, Vectors
 from embedcli.store.provenance import ColumnProvenance, Provenance
 
+# Where Spark keeps its schema, and with it the metadata of columns.
+_SPARK_KEY = b"org.apache.spark.sql.parquet.row.metadata"
 # Of 4,096 dimensions in float32 these are 128 MiB.
 ROWS_PER_BLOCK = 8192
+
+
+class _SparkField(msgspec.Struct):
+    metadata: dict[str, Any] = {}
+
+
+class _SparkSchema(msgspec.Struct):
+    fields: list[_SparkField]
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,12 @@ class VectorFile:
             raise InputMissingError(f"{path}: no such file or folder")
         self.path = path
         self.provenance: Provenance | None
-        if Path(path).is_dir():
+        if Path(path).is_dir() and not manifest.exists(Path(path)):
+            self.files = engine_files(Path(path))
+            if not self.files:
+                manifest.read(Path(path))  # says that there is none
+            self.provenance, self.rows, self.schema = _of_engine(self.files)
+        elif Path(path).is_dir():
             listed = manifest.read(Path(path))
             self.files = [Path(path) / part.file for part in listed.parts]
             if not self.files:
@@ -95,9 +111,19 @@ class VectorFile:
 
     @property
     def dim(self) -> int:
-        """Numbers of a vector."""
-        dim: int = self.schema.field(self.names.vector).type.list_size
-        return dim
+        """Numbers of a vector. Raises DataError where neither the type nor the provenance says it."""
+        return _dim_of(self.schema.field(self.names.vector).type, self.provenance, self.names)
+
+    @property
+    def lost(self) -> list[str]:
+        """What the program that wrote the file has dropped of what we give it."""
+        lost = {
+            "the seal over all bytes": not all(map(is_sealed, self.files)),
+            "the length of the vectors' lists": not is_vector(
+                self.schema.field(self.names.vector).type
+            ),
+        }
+        return [name for name, is_lost in lost.items() if is_lost]
 
     @property
     def vector_type(self) -> str:
@@ -170,7 +196,7 @@ class VectorFile:
         return VectorBlock(
             first=first,
             rows=first + np.flatnonzero(vectors.is_valid().to_numpy()),
-            vectors=parts.vectors_of(vectors.drop_null()),
+            vectors=parts.vectors_of(vectors.drop_null(), self.dim),
             missing=vectors.null_count,
             table=table.select(list(columns)),
             hashes=_hashes(table, self.names.hash),
@@ -249,7 +275,12 @@ class VectorFile:
         """Choose the vector column: the one asked for, one of ours, the one named `embedding`, the
         first.
         """
-        vectors = [field.name for field in self.schema if is_vector(field.type)]
+        known = self.provenance.columns if self.provenance is not None else {}
+        vectors = [
+            field.name
+            for field in self.schema
+            if is_vector(field.type) or (field.name in known and _is_list(field.type))
+        ]
         if requested is not None:
             vectors = [name for name in vectors if name == requested]
         if not vectors:
@@ -258,7 +289,6 @@ class VectorFile:
                 f"{self.path}: no column of vectors: {description}",
                 f"its columns: {', '.join(self.schema.names)}",
             )
-        known = self.provenance.columns if self.provenance is not None else {}
         candidates = [name for name in vectors if name in known] or vectors
         return "embedding" if "embedding" in candidates else candidates[0]
 
@@ -268,6 +298,15 @@ def is_ours(path: str) -> bool:
     try:
         return VectorFile(path).provenance is not None
     except (DataError, InputMissingError):
+        return False
+
+
+def holds_provenance(path: str) -> bool:
+    """Tell whether a Parquet file says how vectors were made, in whatever format version."""
+    try:
+        with files.open_parquet(path) as file:
+            return _content(file) is not None
+    except (DataError, OSError):
         return False
 
 
@@ -285,6 +324,39 @@ def open_ours(path: str, embedding_column: str | None = None) -> VectorFile:
     return file
 
 
+def engine_files(folder: Path) -> list[Path]:
+    """Return the files that an engine wrote into a folder, in the order of their names; none where one
+    of them doesn't carry our provenance, or is ours: then the folder has lost its manifest.
+    """
+    names = sorted(folder.glob("*.parquet"))
+    paths = [path for path in names if not path.name.startswith((".", "_"))]
+    is_engines = all(is_ours(str(path)) and not is_sealed(path) for path in paths)
+    return paths if is_engines else []
+
+
+def _of_engine(paths: Sequence[Path]) -> tuple[Provenance | None, int, pa.Schema]:
+    """Return the provenance, the rows and the schema of files that an engine wrote.
+
+    Raises DataError where they are of several recipes, or of several schemas.
+    """
+    files_here = [VectorFile(str(path)) for path in paths]
+    first = files_here[0]
+    for file in files_here[1:]:
+        if file.recipe.id != first.recipe.id:
+            raise DataError(f"{first.path} and {file.path} are of different recipes")
+        if file.schema != first.schema:
+            raise DataError(f"{first.path} and {file.path} have different columns")
+    return first.provenance, sum(file.rows for file in files_here), first.schema
+
+
+def is_sealed(path: Path) -> bool:
+    """Tell whether a file carries a seal, whole or not: other programs write none."""
+    try:
+        return digest.read(path, parts.DIGEST_MARK) is not None
+    except FileNotFoundError:
+        return False
+
+
 def part_files(path: str) -> list[str]:
     """Return the file itself, or what lies in a dataset directory as parts, whether or not the
     manifest lists it.
@@ -294,13 +366,43 @@ def part_files(path: str) -> list[str]:
 
 def read_provenance(file: pq.ParquetFile, path: Path | str) -> Provenance | None:
     """Read what an opened file says of its making; None where it says nothing. Raises DataError."""
-    content = (file.schema_arrow.metadata or {}).get(parts.METADATA_KEY)
+    content = _content(file)
     if content is None:
         return None
     try:
         return Provenance.from_bytes(content)
     except DataError as error:
         raise DataError(f"{path}: {error.message}", error.hint) from None
+
+
+def _content(file: pq.ParquetFile) -> bytes | None:
+    """Return the provenance as it stands in a file: in the schema's metadata, in the file's own (as
+    Polars writes it), or with the vector column (Spark).
+    """
+    for metadata in (file.schema_arrow.metadata, file.metadata.metadata):
+        if metadata and parts.METADATA_KEY in metadata:
+            return bytes(metadata[parts.METADATA_KEY])
+    columns = (file.metadata.metadata or {}).get(_SPARK_KEY)
+    if columns is None:
+        return None
+    try:
+        listed = msgspec.json.decode(columns, type=_SparkSchema).fields
+    except msgspec.DecodeError:
+        return None
+    name = parts.METADATA_KEY.decode()
+    contents = [field.metadata[name] for field in listed if name in field.metadata]
+    return contents[0].encode() if contents and isinstance(contents[0], str) else None
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return hasattr(kind, "value_type") and pa.types.is_floating(kind.value_type)
+
+
+def _dim_of(kind: pa.DataType, provenance: Provenance | None, names: ColumnNames) -> int:
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    assert provenance is not None
+    return provenance.columns[names.vector].recipe.space.dim
 
 
 def is_vector(kind: pa.DataType) -> bool:
@@ -320,9 +422,14 @@ def _values(table: pa.Table, name: str) -> Any:
 
 
 def _hashes(table: pa.Table, name: str) -> Hashes | None:
-    if name not in table.column_names or not pa.types.is_fixed_size_binary(table.column(name).type):
+    if name not in table.column_names or not _holds_bytes(table.column(name).type):
         return None
     return parts.hashes_of(table.column(name))
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    return types.is_fixed_size_binary(kind) or types.is_binary(kind) or types.is_large_binary(kind)
 
 
 class RowGroupCache:
@@ -352,7 +459,8 @@ class RowGroupCache:
     def embedding_columns(self, group: RowGroup) -> EmbeddingColumns:
         """Read our columns of a row group. Raises DataError where it is damaged or gone."""
         names = self.names(group)
-        return EmbeddingColumns.from_table(self.table(group, names), names)
+        dim = self.made(group.path).recipe.space.dim
+        return EmbeddingColumns.from_table(self.table(group, names), names, dim)
 
     def lengths(self, group: RowGroup) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Read the tokens of a row group's texts, and which were truncated."""
@@ -381,7 +489,8 @@ class RowGroupCache:
 
     def holds(self, group: RowGroup, carried: pa.Table, schema: pa.Schema, hashes: Hashes) -> bool:
         """Tell whether a row group holds just these rows: the same texts, and the same carried values."""
-        if group.rows != len(hashes) or self._file(group.path).schema != schema:
+        file = self._file(group.path)
+        if group.rows != len(hashes) or file.schema != schema or not file.is_sealed:
             return False
         if not np.array_equal(self.hashes(group), hashes):
             return False
@@ -407,6 +516,7 @@ class _OpenFile:
                 raise DataError(f"{path}: was not written by embedcli")
             vector, self.made = next(iter(provenance.columns.items()))
             self.names = ColumnNames.of(vector)
+            self.is_sealed = is_sealed(path)
             self._stack = stack.pop_all()
 
     def close(self) -> None:
