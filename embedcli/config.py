@@ -66,7 +66,8 @@ class RunOptions:
     `num_processes` None takes one for each device. `update` reuses the vectors of the output as it
     is, `overwrite` replaces an output of another recipe, `fresh` forgets what an interrupted run
     left. `join` works on an output together with others that run the same command; `wait` goes on
-    waiting for them without work of its own. `watchdog` is in seconds: how long a worker may show
+    waiting for them without work of its own. `engine` has the units done elsewhere: `ray`, or
+    `ray://host:port`. `watchdog` is in seconds: how long a worker may show
     no progress; 0 is for ever, None for some minutes, or longer where batches take longer.
     `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that
     pays for about `expected_tokens`, which are None until that is known. `plain` runs padded
@@ -77,6 +78,7 @@ class RunOptions:
     dtype: DType = "auto"
     backend: Backend = "auto"
     batch_tokens: int | None = None
+    engine: str = ""
     num_processes: int | None = None
     update: bool = False
     overwrite: bool = False

@@ -1,8 +1,6 @@
 """`embedcli encode`: its options, into a Job."""
 
-import re
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -12,7 +10,6 @@ from embedcli.commands import options
 from embedcli.commands.options import option
 from embedcli.commands.report import Report
 from embedcli.config import (
-    STDIN,
     STDOUT,
     Backend,
     Compile,
@@ -21,14 +18,11 @@ from embedcli.config import (
     OnError,
     OutputOptions,
     VectorType,
-    rejects_beside,
 )
 from embedcli.console import progress, run_summary
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, Ending, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from embedcli.models.request import ModelRequest
-    from embedcli.models.resolve import ResolvedModel
     from embedcli.run import Job
 
 
@@ -96,10 +90,19 @@ def encode(
             "--compile",
         ),
     ] = "auto",
+    engine: Annotated[
+        str,
+        option(
+            "ray, or ray://HOST:PORT: have the units done by actors of a Ray cluster.",
+            "--engine",
+            metavar="ENGINE",
+            show_default=False,
+        ),
+    ] = "",
     num_processes: Annotated[
         int | None,
         option(
-            "Worker processes. Default: one for each CUDA device, else one.",
+            "Worker processes, or Ray actors. Default: one for each CUDA device, else one (a node).",
             "--num-processes",
             metavar="N",
             min=1,
@@ -242,9 +245,9 @@ def encode(
     device lost; 73 output can't be created; 74 disk full; 75 output locked; 78 model or template
     unusable, or another recipe (with --join: input, options) than before.
     """
-    from embedcli import run, sources
+    from embedcli import run
     from embedcli.models.request import ModelRequest
-    from embedcli.store import ownership
+    from embedcli.run import request
 
     run_options = options.run_options(
         device,
@@ -259,55 +262,52 @@ def encode(
         wait=not no_wait,
         backend=backend,
         compile=compile,
+        engine=engine,
     )
-    _check_together(update, fresh, dry_run, output, max_removed)
+    removed = _limit(max_removed, "--max-removed")
+    request.check_options(run_options, output, removed)
+    if fresh and dry_run:
+        raise UsageError(
+            "--dry-run changes nothing: --fresh can't be tried",
+            "embedcli clean throws away leftovers",
+        )
+    input_options = InputOptions(
+        text_column=text_column,
+        columns=None if columns is None else tuple(options.names(columns)),
+        max_row_bytes=max_row_bytes,
+        max_input_bytes=max_input_bytes,
+        binary_as_utf8=binary_as_utf8,
+        on_error=on_error,
+    )
     run_report = Report(report, inputs, output or "")
     with run_report.of_failure():
-        input_files = sources.find(inputs, ownership.is_output)
-    if input_files.left_out:
-        listed = run_summary.listed(input_files.left_out)
+        files = request.find_inputs(inputs)
+    if files.left_out:
+        listed = run_summary.listed(files.left_out)
         console.warn(f"left out, since embedcli wrote them: {listed}")
-    path = output if output is not None else _default_output(inputs, input_files.names, role)
-    is_directory = path != STDOUT and (path.endswith("/") or Path(path).is_dir())
-    rejects_inside = is_directory and on_error == "reject" and rejects is None
+    path = output if output is not None else request.output_path(inputs, files, role)
     output_options = OutputOptions(
-        path=path.rstrip("/") or path,
-        directory=is_directory,
+        path=path,
         format=_format(path, format),
-        rejects=None if rejects_inside else _rejects_path(path, on_error, rejects),
-        rejects_inside=rejects_inside,
         embedding_column=embedding_column,
         vector_type=vector_type,
         min_rows=min_rows,
         allow_empty=allow_empty,
         max_rejected=_limit(max_rejected, "--max-rejected"),
-        max_removed=_limit(max_removed, "--max-removed"),
+        max_removed=removed,
     )
+    output_options = request.with_places(output_options, path, rejects, on_error)
     # Before a model is looked for or fetched.
-    run.check_places(output_options, input_files.names, report)
-    request = ModelRequest(
+    run.check_places(output_options, files.names, report)
+    asked = ModelRequest(
         model, revision, trust_remote_code, template, task, max_length, dim, normalize
     )
     with run_report.of_failure():
-        resolved = _resolve(request, role, like)
-        input_options = InputOptions(
-            text_column=text_column,
-            columns=None if columns is None else tuple(options.names(columns)),
-            fields=resolved.template.fields,
-            max_row_bytes=max_row_bytes,
-            max_input_bytes=max_input_bytes,
-            binary_as_utf8=binary_as_utf8,
-            on_error=on_error,
+        job, notes = request.make_job(
+            files, role, asked, like, input_options, output_options, run_options
         )
-        job = run.Job(
-            inputs=tuple(input_files.names),
-            spec=resolved.spec,
-            template=resolved.template,
-            input=input_options,
-            output=output_options,
-            run=run_options,
-            left_out=tuple(input_files.left_out),
-        )
+        for note in notes:
+            console.warn(note)
         return _look_ahead(job, quiet, run_report) if dry_run else _encode(job, quiet, run_report)
 
 
@@ -321,37 +321,6 @@ def _batch_tokens(value: str) -> int | None:
     if not value.isdecimal() or int(value) < 1:
         raise UsageError(f"--batch-tokens {value!r} is neither auto nor a number from 1 on")
     return int(value)
-
-
-def _check_together(
-    update: bool, fresh: bool, dry_run: bool, output: str | None, max_removed: str | None
-) -> None:
-    if fresh and dry_run:
-        raise UsageError(
-            "--dry-run changes nothing: --fresh can't be tried",
-            "embedcli clean throws away leftovers",
-        )
-    if update and fresh:
-        raise UsageError(
-            "--update and --fresh exclude each other", "without both, everything is embedded anew"
-        )
-    if max_removed is not None and not update:
-        raise UsageError("--max-removed goes with --update")
-    if update and output == STDOUT:
-        raise UsageError("--update needs an output to update: -o - has none")
-
-
-def _resolve(request: "ModelRequest", role: str, like: str | None) -> "ResolvedModel":
-    from embedcli.models.resolve import resolve, resolve_like
-    from embedcli.store.vector_file import open_ours
-
-    if like is None:
-        resolved = resolve(request, role)
-    else:
-        resolved = resolve_like(request, role, open_ours(like).made, like)
-    for warning in resolved.warnings:
-        console.warn(warning)
-    return resolved
 
 
 def _encode(job: "Job", quiet: bool, report: Report) -> int:
@@ -389,23 +358,6 @@ def _look_ahead(job: "Job", quiet: bool, report: Report) -> int:
     return EXIT_OK
 
 
-def _default_output(inputs: list[str], names: list[str], role: str) -> str:
-    if len(inputs) > 1 or names != inputs or names == [STDIN]:
-        subject = "several inputs" if len(inputs) > 1 else f"the input {inputs[0]!r}"
-        raise UsageError(
-            f"cannot derive an output name from {subject}", "name it: -o vectors.parquet"
-        )
-    if not re.fullmatch(r"[\w.-]+", role):
-        raise UsageError(
-            f"role {role!r} can't be part of a file name", "name the output: -o vectors.parquet"
-        )
-    from embedcli import sources
-
-    path = Path(inputs[0])
-    stem = sources.without_suffix(path.name)
-    return str(path.with_name(f"{stem}.{role}.parquet"))
-
-
 def _format(path: str, requested: str | None) -> Literal["parquet", "arrow", "jsonl"]:
     if path == STDOUT and sys.stdout is None:
         raise OutputError("standard output is closed")
@@ -423,15 +375,3 @@ def _format(path: str, requested: str | None) -> Literal["parquet", "arrow", "js
             "--format jsonl, or send it into a program or a file",
         )
     return "arrow"
-
-
-def _rejects_path(path: str, on_error: OnError, requested: str | None) -> str | None:
-    if on_error == "fail":
-        if requested is not None:
-            raise UsageError("--rejects goes with --on-error reject")
-        return None
-    if requested is None and path == STDOUT:
-        raise UsageError(
-            "with -o - the rejected rows need a file", "name it: --rejects rejects.jsonl"
-        )
-    return requested or rejects_beside(path)

@@ -45,19 +45,7 @@ class Job:
         """Return the provenance of some of this run's vectors; with counts and the run's signature,
         of the whole output.
         """
-        column = ColumnProvenance(
-            recipe=self.recipe,
-            template_source=self.template.source,
-            vector_type=self.output.vector_type,
-            made=merge_made(made),
-        )
-        return Provenance(
-            columns={self.output.embedding_column: column},
-            embedcli=embedcli.__version__,
-            libraries=_versions(tuple(sorted(encoder.libraries_of(self.spec, made)))),
-            counts=counts,
-            signature=signature,
-        )
+        return provenance_of(self.spec, self.template, self.output, made, counts, signature)
 
     def differences(self, made: ColumnProvenance) -> Differences:
         """Return how vectors on disk differ from this run's in recipe or vector type: (there, here)
@@ -82,6 +70,32 @@ class Job:
             if is_same
             else {**differences, "dtype": (", ".join(made.dtypes), self.run.dtype)}
         )
+
+
+def provenance_of(
+    spec: ModelSpec,
+    template: Template,
+    output: OutputOptions,
+    made: Sequence[Computation],
+    counts: OutputCounts | None = None,
+    signature: str = "",
+) -> Provenance:
+    """Return the provenance of vectors of a model and a template; of a whole output with its counts
+    and the signature of the run.
+    """
+    column = ColumnProvenance(
+        recipe=recipe_of(spec, template),
+        template_source=template.source,
+        vector_type=output.vector_type,
+        made=merge_made(made),
+    )
+    return Provenance(
+        columns={output.embedding_column: column},
+        embedcli=embedcli.__version__,
+        libraries=_versions(tuple(sorted(encoder.libraries_of(spec, made)))),
+        counts=counts,
+        signature=signature,
+    )
 
 
 @cache

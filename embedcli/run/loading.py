@@ -9,11 +9,12 @@ from typing import get_args
 
 import msgspec
 
-from embedcli import encoder, templates
+from embedcli import encoder
 from embedcli.config import Backend, RunOptions
 from embedcli.errors import ConfigurationError
 from embedcli.files import make_exclusively
 from embedcli.run.job import Job
+from embedcli.run.texts import check_template
 from embedcli.store.staging import Staging
 
 _NAME = "computation.json"
@@ -63,7 +64,7 @@ def load_model(
         if agreed != _Agreement.of(model):  # another was first
             del model
             model = _load(job, options, agreed)
-    _check_template(job, model)
+    check_template(job.template, model, job.spec.max_length)
     return model
 
 
@@ -103,13 +104,3 @@ def _read(stage: Staging) -> _Agreement | None:
 
 def _file(stage: Staging) -> Path:
     return stage.run / _NAME
-
-
-def _check_template(job: Job, model: encoder.Encoder) -> None:
-    """See that the template leaves room for a text. Raises ConfigurationError."""
-    empty, _ = templates.render(job.template, [""], {name: [""] for name in job.template.fields})
-    limit = job.spec.max_length
-    if model.count_tokens(empty.strings)[0] >= limit:
-        raise ConfigurationError(
-            f"the template alone takes all {limit} tokens of the max length", "raise --max-length"
-        )

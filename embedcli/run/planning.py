@@ -16,7 +16,7 @@ from embedcli.records import Corpus
 from embedcli.run.job import Job, ProgressListener
 from embedcli.store import manifest, parts, publish, reuse, staging
 from embedcli.store.provenance import ColumnProvenance
-from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile
+from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile, engine_files
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,9 @@ def _without_update(job: Job) -> Job:
 
 def _has_output(path: Path) -> bool:
     """Tell whether there is an output of ours. An empty file, as mktemp makes it, is none."""
-    return (path.is_file() and path.stat().st_size > 0) or manifest.exists(path)
+    if path.is_dir():
+        return manifest.exists(path) or bool(engine_files(path))
+    return path.is_file() and path.stat().st_size > 0
 
 
 def updates_output(job: Job) -> bool:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from embedcli import encoder, sources, templates
+from embedcli import encoder, sources
 from embedcli.errors import RowFault
 from embedcli.records import Records, Rendered
 from embedcli.run.job import Job, timed
 from embedcli.run.lookup import Lookup
 from embedcli.run.planning import RunPlan
+from embedcli.run.texts import render_texts
 from embedcli.run.unit import (
     EXCERPT_LENGTH,
     Numbers,
@@ -22,9 +23,8 @@ from embedcli.run.unit import (
     rejects_of,
     rows_without,
     select_records,
-    select_rendered,
 )
-from embedcli.store import parts, publish, reuse
+from embedcli.store import parts, publish
 from embedcli.store.parts import ColumnNames, EmbeddingColumns
 from embedcli.store.provenance import merge_made
 
@@ -52,29 +52,25 @@ class UnitSteps:
         with timed(result.seconds, "reading"):
             records = self._read(self.plan.corpus.units[index])
         with timed(result.seconds, "rendering"):
-            rendered, faults = templates.render(job.template, records.texts, records.fields)
+            texts = render_texts(job.template, records.texts, records.fields)
             result.rejects = [
                 *records.rejects,
-                *rejects_of(job, self.plan.corpus, records, faults),
+                *rejects_of(job, self.plan.corpus, records, texts.faults),
             ]
-            good = rows_without(len(records.texts), faults)
-            records = select_records(records, good)
-            rendered = select_rendered(rendered, good)
-            _observe(job, records, rendered, result)
-            hashes = reuse.text_hashes(rendered.strings)
-            first_rows, text_numbers = reuse.distinct(hashes)
-            result.counts.duplicates = len(hashes) - len(first_rows)
+            records = select_records(records, texts.good)
+            _observe(job, records, texts.rendered, result)
+            result.counts.duplicates = len(texts.hashes) - len(texts.first_rows)
         with timed(result.seconds, "looking up"):
             state = UnitState(
                 index=index,
                 result=result,
                 records=records,
-                rendered=rendered,
-                hashes=hashes,
-                first_rows=first_rows,
-                text_numbers=text_numbers,
-                columns=EmbeddingColumns.zeros(hashes[:0], job.spec.dim),
-                missing=np.arange(len(first_rows)),
+                rendered=texts.rendered,
+                hashes=texts.hashes,
+                first_rows=texts.first_rows,
+                text_numbers=texts.text_numbers,
+                columns=EmbeddingColumns.zeros(texts.hashes[:0], job.spec.dim),
+                missing=np.arange(len(texts.first_rows)),
             )
             return self.lookup.fill_in(state)
 
@@ -119,8 +115,7 @@ class UnitSteps:
         for row, reason in encoded.failed.items():
             failed[int(numbers[row])] = reason
         for row in parts.rows_too_large(encoded.vectors, self.plan.job.output.vector_type):
-            reason = "its vector has numbers too large for float16: use --vector-type float32"
-            failed.setdefault(int(numbers[row]), reason)
+            failed.setdefault(int(numbers[row]), parts.TOO_LARGE)
         return failed
 
     def finish(self, state: UnitState, failed: Mapping[int, str]) -> UnitResult:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from embedcli import encoder, launch
-from embedcli.run import plan_file, supervisor
+from embedcli.run import plan_file, ray_engine, supervisor
 from embedcli.run.job import ProgressListener, timed
 from embedcli.run.loading import load_model
 from embedcli.run.pipeline import run_pipeline, watchdog
@@ -39,6 +39,7 @@ class Site:
         self._devices: list[str] = []
         self._expected_tokens: int | None = None
         self._supervisor: supervisor.WorkerSupervisor | None = None
+        self._engine: ray_engine.RayEngine | None = None
 
     def work(self) -> None:
         """Do all units that nobody else is at, but those that kill whoever tries them.
@@ -46,7 +47,7 @@ class Site:
         A run with nothing to encode starts no worker and loads no model. The model's memory is free
         again afterwards. Raises what a unit raises, DeviceError.
         """
-        if self._supervisor is None:
+        if self._supervisor is None and self._engine is None:
             with watchdog(self.board, self.plan.job.run.watchdog, self._listener.warn):
                 is_through = run_pipeline(
                     self._steps,
@@ -58,8 +59,14 @@ class Site:
             encoder.release(self.plan.job.spec)  # while this process waits for others
             if is_through:
                 return
-        self._workers().run()
-        self._results.summary.restarts = self._workers().restarts
+        summary = self._results.summary
+        if self.plan.job.run.engine:
+            engine = self._ray()
+            engine.run()
+            summary.workers, summary.restarts = engine.actors, engine.restarts
+        else:
+            self._workers().run()
+            summary.restarts = self._workers().restarts
 
     def wait(self) -> None:
         """Wait a moment for the others; do what one of them has left by then."""
@@ -99,7 +106,7 @@ class Site:
         undone = set(self.plan.units) - set(self.board.results)
         rows = sum(self.plan.corpus.units[index].rows for index in undone)
         self._expected_tokens = _expected_tokens(state, rows, self.plan.job.spec.max_length)
-        if len(self.devices) > 1:
+        if self.plan.job.run.engine or len(self.devices) > 1:
             return None
         self._listener.stage(f"loading {self.plan.job.spec.files.id}")
         with timed(self._results.summary.seconds, "loading"):
@@ -109,15 +116,27 @@ class Site:
         self._listener.stage("encoding")
         return model
 
+    def _plan_of_others(self) -> RunPlan:
+        """Leave the plan for processes that this command starts: their options are its own."""
+        run = replace(self.plan.job.run, expected_tokens=self._expected_tokens)
+        plan = replace(self.plan, job=replace(self.plan.job, run=run))
+        plan_file.save(plan, self._steps.lookup, plan.stage.temporary)
+        return plan
+
+    def _ray(self) -> ray_engine.RayEngine:
+        """Return the actors that do the units."""
+        if self._engine is None:
+            self._engine = ray_engine.RayEngine(
+                self._plan_of_others(), self.board, self._listener, self._results.show
+            )
+        return self._engine
+
     def _workers(self) -> supervisor.WorkerSupervisor:
         """Return the supervisor of no more workers than there are units."""
         if self._supervisor is None:
             undone = len(self.plan.units) - len(self.board.results)
             devices = self.devices[: max(1, undone)]
-            run = replace(self.plan.job.run, expected_tokens=self._expected_tokens)
-            plan = replace(self.plan, job=replace(self.plan.job, run=run))
-            # For the workers alone: their options are those of this command.
-            plan_file.save(plan, self._steps.lookup, plan.stage.temporary)
+            plan = self._plan_of_others()
             self._supervisor = supervisor.WorkerSupervisor(
                 plan, self._steps, self.board, devices, self._listener, self._results.show
             )

@@ -1,0 +1,1 @@
+"""What Python programs use: `import embedcli` shows the names of this room."""
