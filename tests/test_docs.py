@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -103,20 +102,6 @@ def test_every_command_of_the_readme_runs_and_gives_what_is_shown(place):
             )
         ran += 1
     assert ran >= 4
-
-
-@pytest.mark.heavy
-def test_the_readmes_python_runs(place):
-    pytest.importorskip("duckdb")
-    for command, _ in list(sessions())[:2]:
-        assert run(command, place).returncode == 0
-    for code in blocks("python"):
-        done = subprocess.run(
-            [sys.executable, "-c", code], cwd=place, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        shown = re.findall(r"^# (.*)$", code, re.MULTILINE)
-        assert done.stdout.splitlines() == shown
 
 
 def test_the_set_up_is_two_commands():

@@ -17,10 +17,14 @@ def stage(tmp_path):
     return Staging(tmp_path, tmp_path / "o", "token")
 
 
+def job_of(run):
+    return SimpleNamespace(run=run, template=None, spec=SimpleNamespace(max_length=8))
+
+
 @pytest.fixture
 def load(stage, monkeypatch):
     """A function that loads on a machine of a kind; gives the options that the model was asked for."""
-    monkeypatch.setattr(loading, "_check_template", lambda job, model: None)
+    monkeypatch.setattr(loading, "check_template", lambda *facts: None)
 
     def on(dtype, compiled=False, can_compile=True, run=None):
         asked = []
@@ -32,7 +36,7 @@ def load(stage, monkeypatch):
             return SimpleNamespace(computation=Computation("cpu", wanted, code and can_compile))
 
         monkeypatch.setattr(loading.encoder, "load", model)
-        job = SimpleNamespace(run=run or RunOptions(), spec=None)
+        job = job_of(run or RunOptions())
         loaded = loading.load_model(job, stage, "cpu")
         return asked, (loaded.computation.dtype, loaded.computation.compiled)
 
@@ -58,7 +62,7 @@ def test_what_a_cpu_began_goes_on_so_where_there_are_gpus(stage, monkeypatch):
     (stage.run / "computation.json").write_text(
         '{"backend": "openvino", "dtype": "float32", "compiled": false}'
     )
-    monkeypatch.setattr(loading, "_check_template", lambda job, model: None)
+    monkeypatch.setattr(loading, "check_template", lambda *facts: None)
     asked = []
 
     def model(spec, options):
@@ -67,7 +71,7 @@ def test_what_a_cpu_began_goes_on_so_where_there_are_gpus(stage, monkeypatch):
 
     monkeypatch.setattr(loading.encoder, "load", model)
     for device in ("auto", "cuda"):
-        job = SimpleNamespace(run=RunOptions(device=device), spec=None)
+        job = job_of(RunOptions(device=device))
         loading.load_model(job, stage, "cuda:0")
     assert asked == [("openvino", "cpu"), ("openvino", "cuda:0")]
 
@@ -79,7 +83,7 @@ def test_the_error_names_what_the_others_do(load, monkeypatch):
         raise ConfigurationError("no bfloat16 here")
 
     monkeypatch.setattr(loading.encoder, "load", fails)
-    job = SimpleNamespace(run=RunOptions(), spec=None)
+    job = job_of(RunOptions())
     with pytest.raises(ConfigurationError, match="others of this run compute in bfloat16 by torch"):
         loading.load_model(job, load.stage, "cpu")
 

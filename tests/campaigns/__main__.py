@@ -6,7 +6,7 @@ import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from tests.campaigns import hostile, inputs, kills
+from tests.campaigns import engines, hostile, inputs, kills
 
 CAMPAIGNS = {
     "hostile-folders": hostile.attack_folders,
@@ -14,6 +14,9 @@ CAMPAIGNS = {
     "hostile-inputs": inputs.attack_inputs,
     "kills": kills.kill_runs,
     "changes": kills.change_inputs,
+    "ray-data": engines.kill_ray_data,
+    "spark": engines.kill_spark,
+    "ray-runs": engines.kill_ray_runs,
 }
 
 
