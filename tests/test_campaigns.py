@@ -20,8 +20,8 @@ from tests.conftest import REPOSITORY
     ],
 )
 def test_what_was_made_to_do_harm_does_none(name, number):
-    """In a process of its own: campaigns fork, and what is forked from a process where torch has
-    computed waits for ever.
+    """In a process of its own: campaigns fork, and what is forked from a process where torch or the
+    tokenizers have threads waits for ever.
     """
     sample = ["--number", str(number), "--seed", "11"]
     command = [sys.executable, "-m", "tests.campaigns", name, *sample]

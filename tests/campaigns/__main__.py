@@ -5,6 +5,8 @@ import os
 import sys
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Attacks are forked from this process, where the tokenizers' threads wouldn't live on.
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from tests.campaigns import engines, hostile, inputs, kills
 
