@@ -86,14 +86,14 @@ def encode(
     compile: Annotated[  # noqa: A002 - the option's name
         Compile,
         option(
-            "Compile the model; auto: where the amount of work pays for it (CPUs with AMX).",
+            "Compile the model; auto: where it pays (on AMX).",
             "--compile",
         ),
     ] = "auto",
     engine: Annotated[
         str,
         option(
-            "ray, or ray://HOST:PORT: have the units done by actors of a Ray cluster.",
+            "ray, or ray://HOST:PORT: have actors of a Ray cluster do the work.",
             "--engine",
             metavar="ENGINE",
             show_default=False,
@@ -102,7 +102,7 @@ def encode(
     num_processes: Annotated[
         int | None,
         option(
-            "Worker processes, or Ray actors. Default: one for each CUDA device, else one (a node).",
+            "Workers. Default: one for each CUDA device, or Ray node.",
             "--num-processes",
             metavar="N",
             min=1,

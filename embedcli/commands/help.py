@@ -28,7 +28,10 @@ _GROUPS = {
         "max_removed",
         "overwrite",
     ),
-    "Run": ("fresh", "join", "no_wait", "watchdog", "dry_run", "report", "quiet", "help"),
+    "Run": (
+        *("fresh", "join", "no_wait", "engine", "watchdog"),
+        *("dry_run", "report", "quiet", "help"),
+    ),
     "Speed": ("device", "dtype", "backend", "batch_tokens", "compile", "num_processes"),
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
