@@ -190,7 +190,7 @@ def test_a_killed_process_costs_nothing(name):
 
 
 @pytest.mark.engines
-def test_a_cluster_that_there_is_not_is_said_at_once(cli, tmp_path):
+def test_a_cluster_that_there_is_not_is_said_at_once(tmp_path):
     corpus = runs.write_corpus(tmp_path / "c.jsonl", ROWS)
     ran = run_process("encode", corpus, *runs.HASH, "-o", tmp_path / "o.parquet", "--engine", "ray://127.0.0.1:9")  # fmt: skip
     assert ran.code == 78

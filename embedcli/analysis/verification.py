@@ -140,9 +140,9 @@ def _is_of_engine(path: str) -> bool:
         file = VectorFile(path)
     except EmbedcliError:
         return False
-    provenance = file.provenance
-    is_of_run = provenance is None or provenance.counts is not None
-    return not is_of_run and not any(map(is_sealed, file.files))
+    if file.provenance is None or file.provenance.counts is not None:
+        return False
+    return not any(map(is_sealed, file.files))
 
 
 def _is_whole(file: str) -> bool | None:

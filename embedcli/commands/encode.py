@@ -102,7 +102,7 @@ def encode(
     num_processes: Annotated[
         int | None,
         option(
-            "Workers. Default: one for each CUDA device, or Ray node.",
+            "Workers. Default: one a CUDA device or Ray node, else one.",
             "--num-processes",
             metavar="N",
             min=1,

@@ -81,12 +81,14 @@ class VectorFile:
         if not Path(path).exists():
             raise InputMissingError(f"{path}: no such file or folder")
         self.path = path
+        self.files: list[Path]
         self.provenance: Provenance | None
         if Path(path).is_dir() and not manifest.exists(Path(path)):
-            self.files = engine_files(Path(path))
-            if not self.files:
+            engine_parts = _engine_parts(Path(path))
+            if not engine_parts:
                 manifest.read(Path(path))  # says that there is none
-            self.provenance, self.rows, self.schema = _of_engine(self.files)
+            self.files = [file for part in engine_parts for file in part.files]
+            self.provenance, self.rows, self.schema = _as_one(engine_parts)
         elif Path(path).is_dir():
             listed = manifest.read(Path(path))
             self.files = [Path(path) / part.file for part in listed.parts]
@@ -328,25 +330,37 @@ def engine_files(folder: Path) -> list[Path]:
     """Return the files that an engine wrote into a folder, in the order of their names; none where one
     of them doesn't carry our provenance, or is ours: then the folder has lost its manifest.
     """
-    names = sorted(folder.glob("*.parquet"))
-    paths = [path for path in names if not path.name.startswith((".", "_"))]
-    is_engines = all(is_ours(str(path)) and not is_sealed(path) for path in paths)
-    return paths if is_engines else []
+    return [file for part in _engine_parts(folder) for file in part.files]
 
 
-def _of_engine(paths: Sequence[Path]) -> tuple[Provenance | None, int, pa.Schema]:
+def _engine_parts(folder: Path) -> list[VectorFile]:
+    """Open each of the `engine_files` of a folder, once."""
+    opened = []
+    for path in sorted(folder.glob("*.parquet")):
+        if path.name.startswith((".", "_")):
+            continue
+        try:
+            file = VectorFile(str(path))
+        except (DataError, InputMissingError):
+            return []
+        if file.provenance is None or is_sealed(path):
+            return []
+        opened.append(file)
+    return opened
+
+
+def _as_one(engine_parts: Sequence[VectorFile]) -> tuple[Provenance | None, int, pa.Schema]:
     """Return the provenance, the rows and the schema of files that an engine wrote.
 
     Raises DataError where they are of several recipes, or of several schemas.
     """
-    files_here = [VectorFile(str(path)) for path in paths]
-    first = files_here[0]
-    for file in files_here[1:]:
+    first = engine_parts[0]
+    for file in engine_parts[1:]:
         if file.recipe.id != first.recipe.id:
             raise DataError(f"{first.path} and {file.path} are of different recipes")
         if file.schema != first.schema:
             raise DataError(f"{first.path} and {file.path} have different columns")
-    return first.provenance, sum(file.rows for file in files_here), first.schema
+    return first.provenance, sum(file.rows for file in engine_parts), first.schema
 
 
 def is_sealed(path: Path) -> bool:
