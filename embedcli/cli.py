@@ -1,10 +1,11 @@
 """The Typer app: verbs, global options, and the one place where errors become exit codes."""
 
+import atexit
 import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -102,13 +103,28 @@ for _name, _verb in VERBS.items():
     _add(app, _name, _verb)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the console script."""
     try:
-        app([_shown(argument) for argument in sys.argv[1:]], prog_name="embedcli")
+        code = _run(sys.argv[1:])
     except OSError as error:  # of writing help or a usage error: /dev/full, say
         code = _report(from_os_error(error))
-        os._exit(code)  # what is buffered can't be written either
+    # A signal would end the interpreter half-way, and Ray's threads crash now and then while it is
+    # taken down: neither may change the exit code.
+    signals.ignore()
+    atexit._run_exitfuncs()
+    os._exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run a verb; return its exit code. Raises OSError where standard output takes no more."""
+    try:
+        app([_shown(argument) for argument in arguments], prog_name="embedcli")
+    except SystemExit as end:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return int(end.code or 0)
+    return 0
 
 
 def _shown(argument: str) -> str:

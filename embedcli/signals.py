@@ -32,6 +32,12 @@ def watch() -> None:
     _start_listening()
 
 
+def ignore() -> None:
+    """From now on no signal counts: the exit code is known."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @cache
 def _start_listening() -> None:
     # Out of the way of numbers that a user may name: `--report /dev/fd/3`.

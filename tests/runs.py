@@ -158,12 +158,12 @@ def damage(path, rng):
 POISON = """
 import hashlib, os, time
 real = hashlib.shake_128
-def shake(data):
+def shake(data=b"", **options):
     if b"POISON" in data:
         os._exit(9)
     if b"ENDLESS" in data:
         time.sleep(1000)
-    return real(data)
+    return real(data, **options)
 hashlib.shake_128 = shake
 """
 

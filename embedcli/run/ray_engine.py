@@ -207,7 +207,9 @@ class RayEngine:
             self.on_tick()
 
     def _begin(self, place: _Place) -> _Task:
-        return _future(place.actor.begin.remote(__version__))
+        # Ray tries it again while it starts the process anew.
+        begin = place.actor.begin.options(max_task_retries=_MAX_DEATHS)
+        return _future(begin.remote(__version__))
 
     def _hand_out(self, place: _Place) -> Iterator[tuple[_Task, tuple[_Place, int]]]:
         """Give units to an actor that has room for them."""
@@ -323,29 +325,42 @@ def connected(engine: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    # Ray's processes on this machine end with the thread that starts them.
+    thread = futures.ThreadPoolExecutor(1, "ray")
     try:
         _check_address(named)
-        ray.init(
-            # Unasked, Ray would take one of somebody else's, which may end before the run does.
+        # Unasked, Ray would take a cluster of somebody else's, which may end before the run does.
+        connecting = thread.submit(
+            ray.init,
             address=named or "local",
             log_to_driver=False,
             logging_level=logging.ERROR,
             include_dashboard=None if named else False,
         )
+        _keep_signals(connecting)
+        connecting.result()
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(
             f"--engine {engine}: no Ray cluster can be reached: {reason}",
             "`ray start --head` starts one and says its address; this machine must be one of its nodes",
         ) from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)  # Ray sets its own
     try:
         yield ray
     finally:
         ray.shutdown()
+        thread.shutdown(wait=False)
+
+
+def _keep_signals(task: _Task) -> None:
+    """Wait for a task, whose C++ has SIGTERM abort the process, and set our handler again and again.
+
+    In the second in which that C++ keeps the interpreter waiting, SIGTERM still aborts; nothing is lost.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    while not task.done():
+        futures.wait([task], _TICK_SECONDS / 10)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_address(address: str) -> None:
