@@ -12,6 +12,8 @@ from embedcli.errors import UsageError
 STDIN = STDOUT = "-"
 # The rejected rows of a dataset directory, which appear with it. Readers pass over such names.
 REJECTS_NAME = "_rejects.jsonl"
+# Columns that tell rows apart, unless another one is named.
+ID_COLUMNS = ("_id", "id")
 # A summary names so many files and rejected rows, and counts the others.
 NAMED_FILES = 10
 Backend = Literal["auto", "torch", "openvino"]
@@ -65,8 +67,8 @@ class RunOptions:
 
     `num_processes` None takes one for each device. `update` reuses the vectors of the output as it
     is, `overwrite` replaces an output of another recipe, `fresh` forgets what an interrupted run
-    left. `join` works on an output together with others that run the same command; `wait` goes on
-    waiting for them without work of its own. `engine` has the units done elsewhere: `ray`, or
+    left. `join` works on an output together with others that run the same command; `no_wait` ends
+    with 75 rather than wait for them without work of its own. `engine` has the units done elsewhere: `ray`, or
     `ray://host:port`. `watchdog` is in seconds: how long a worker may show
     no progress; 0 is for ever, None for some minutes, or longer where batches take longer.
     `batch_tokens` None takes what suits the device. `compile` auto compiles the model where that
@@ -84,7 +86,7 @@ class RunOptions:
     overwrite: bool = False
     fresh: bool = False
     join: bool = False
-    wait: bool = True
+    no_wait: bool = False
     watchdog: float | None = None
     compile: CompileMode = "auto"
     expected_tokens: int | None = None
@@ -124,7 +126,8 @@ class OutputOptions:
 
     `directory`: the output is a dataset directory of parts. `allow_empty`: an output without rows
     is wanted, too. `max_rejected`, `max_removed`: how many rows of the input may be rejected, and
-    how many of the output that is updated may go.
+    how many of the output that is updated may go. `id_column` tells rows apart: None takes `_id` or
+    `id`; `changes` is the file for what an update changed.
     """
 
     path: str
@@ -138,6 +141,8 @@ class OutputOptions:
     allow_empty: bool = False
     max_rejected: Limit = Limit()
     max_removed: Limit = Limit()
+    id_column: str | None = None
+    changes: str | None = None
 
     @property
     def rejects_file(self) -> str:

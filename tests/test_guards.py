@@ -172,7 +172,7 @@ def test_outputs_in_a_folder_of_inputs_are_left_out_and_named(cli, tmp_path):
             assert f"{folder}/{name}" in ran.err
         assert f"2 files: {folder}/a.jsonl, {folder}/b.jsonl" in ran.err
         said = json.loads(report.read_text())
-        assert (said["input_files"], len(said["inputs"])) == (2, 2)
+        assert (said["input_files"], len(said["files"])) == (2, 2)
         assert f"{folder}/out" in said["left_out"]
         assert table(tmp_path / "o.parquet").num_rows == 2
 

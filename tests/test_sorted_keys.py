@@ -13,7 +13,7 @@ from embedcli.config import OutputOptions
 from embedcli.errors import DataError
 from embedcli.store import decoded_rows, parts, reuse, sorted_keys
 from embedcli.store.decoded_rows import DecodedRows
-from embedcli.store.sorted_keys import SortedKeys, count_unmatched
+from embedcli.store.sorted_keys import SortedKeys
 from embedcli.store.vector_file import RowGroupCache, VectorFile
 from tests.test_store import PROVENANCE
 
@@ -47,14 +47,6 @@ def test_keys_come_back_in_order_with_their_rows(keys, steps, is_spilled, tmp_pa
     in_order = [(int(key), int(row)) for share in shares for key, row in zip(*share, strict=True)]
     assert in_order == sorted((key, row) for row, key in enumerate(keys))
     assert not folder.exists()
-
-
-@given(before=keys_of_rows, after=keys_of_rows)
-def test_rows_without_a_partner_are_counted(before, after, is_spilled, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("keys")
-    rows = max(len(before), len(after))
-    collected = [collect(folder / n, k, rows, 2) for n, k in (("b", before), ("a", after))]
-    assert count_unmatched(*collected) == sum((Counter(before) - Counter(after)).values())
 
 
 def write_groups(folder, counts):

@@ -14,9 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import SAMPLE
-from tests.runs import HASH, content, counts, encode, table
+from tests.runs import HASH, content, encode, table
+from tests.runs import counts as counts_of
 
-CHANGES = ("reused", "embedded", "removed", "rejected")
+CHANGES = ("reused", "embedded", "gone", "rejected")
+
+
+def counts(report, *names):
+    """Counts of a report; rows whose old vector went are `gone`, deleted or changed."""
+    with_gone = {**report["counts"]}
+    with_gone["gone"] = with_gone["deleted"] + with_gone["changed"]
+    return counts_of({"counts": with_gone}, *names)
 
 
 def write(path, rows):
@@ -59,7 +67,8 @@ def test_nothing_changed(check, rows, output):
     done, ran = check(rows, output)
     assert done == (9_000, 0, 0, 0)
     assert (
-        "9,000 unchanged, 0 embedded, 0 removed, 0 rejected; the output stays as it is" in ran.err
+        "0 new, 0 changed, 0 deleted, 9,000 unchanged; 0 embedded; the output stays as it is"
+        in ran.err
     )
     assert content(output) == before
 
@@ -81,7 +90,7 @@ def test_rows_added_removed_and_moved(check, rows, output):
 def test_two_rows_swap_their_texts(check, rows, output):
     check(rows, output)
     rows[10]["text"], rows[8_000]["text"] = rows[8_000]["text"], rows[10]["text"]
-    assert check(rows, output)[0] == (9_000, 0, 0, 0)
+    assert check(rows, output)[0] == (9_000, 0, 2, 0)
     found = table(output).select(["id", "text", "embedding"]).to_pylist()
     assert (found[10]["text"], found[8_000]["text"]) == (rows[10]["text"], rows[8_000]["text"])
 

@@ -51,7 +51,7 @@ class EncodeOptions(TypedDict, total=False):
     num_processes: int
     watchdog: float
     join: bool
-    wait: bool
+    no_wait: bool
     update: bool
     overwrite: bool
     fresh: bool
@@ -65,6 +65,8 @@ class EncodeOptions(TypedDict, total=False):
     allow_empty: bool
     max_rejected: str
     max_removed: str
+    id_column: str
+    changes: str
     max_row_bytes: int
     max_input_bytes: int
     binary_as_utf8: bool
@@ -98,7 +100,7 @@ def encode(
         output_options = _pick(OutputOptions, given)
         input_options = _pick(InputOptions, given)
         run_options = _pick(RunOptions, given)
-        request.check_options(run_options, output, output_options.max_removed)
+        request.check_options(run_options, output, output_options)
         files = request.find_inputs(names)
         path = request.output_path(names, files, role) if output is None else output
         if path == STDOUT:

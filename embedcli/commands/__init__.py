@@ -8,6 +8,7 @@ from embedcli.commands.compare import compare
 from embedcli.commands.encode import encode
 from embedcli.commands.evaluate import evaluate
 from embedcli.commands.inspect import inspect
+from embedcli.commands.jobs import run_jobs
 from embedcli.commands.probe import probe
 from embedcli.commands.search import search
 from embedcli.commands.verify import verify
@@ -17,6 +18,7 @@ Verb = Callable[..., int]
 # A verb, or a group of verbs.
 VERBS: dict[str, Verb | Mapping[str, Verb]] = {
     "encode": encode,
+    "run": run_jobs,
     "search": search,
     "eval": evaluate,
     "probe": probe,

@@ -1,15 +1,19 @@
 """`embedcli encode`: its options, into a Job."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
 from embedcli import console
 from embedcli.commands import options
 from embedcli.commands.options import option
+from embedcli.commands.patience import Patience, seconds_of
 from embedcli.commands.report import Report
 from embedcli.config import (
+    STDIN,
     STDOUT,
     Backend,
     Compile,
@@ -18,12 +22,13 @@ from embedcli.config import (
     OnError,
     OutputOptions,
     VectorType,
+    rejects_beside,
 )
 from embedcli.console import progress, run_summary
 from embedcli.errors import EXIT_OK, EXIT_REJECTED, Ending, OutputError, UsageError
 
 if TYPE_CHECKING:
-    from embedcli.run import Job
+    from embedcli.run import Job, Summary
 
 
 def encode(
@@ -199,6 +204,22 @@ def encode(
             metavar="LIMIT",
         ),
     ] = None,
+    id_column: Annotated[
+        str | None,
+        option(
+            "With --update: tells new from changed rows. Default: _id or id.",
+            "--id-column",
+            metavar="NAME",
+        ),
+    ] = None,
+    changes: Annotated[
+        str | None,
+        option(
+            "With --update: write what is new, changed, deleted, by id, as JSONL.",
+            "--changes",
+            metavar="FILE",
+        ),
+    ] = None,
     max_row_bytes: Annotated[
         int,
         option(
@@ -231,8 +252,35 @@ def encode(
     ] = False,
     report: Annotated[
         str | None,
-        option("Write the run's summary to this file, as JSON.", "--report", metavar="FILE"),
+        option(
+            "Write what the run did, whatever its end, to this file as JSON; - is stdout.",
+            "--report",
+            metavar="FILE",
+        ),
     ] = None,
+    as_json: Annotated[
+        bool, option("Print the report instead of the output's path.", "--json")
+    ] = False,
+    log: Annotated[
+        bool, option("For a log: lines with the time, one that sums up.", "--log")
+    ] = False,
+    wait: Annotated[
+        str,
+        option(
+            "Wait so long for another run at the output: 90s, 10m, 2h.",
+            "--wait",
+            metavar="TIME",
+        ),
+    ] = "0",
+    retry: Annotated[
+        int,
+        option(
+            "Try again so often after a lost device, an I/O error, a changed input.",
+            "--retry",
+            metavar="N",
+            min=0,
+        ),
+    ] = 0,
     quiet: options.Quiet = False,
 ) -> int:
     """Encode a text column into vectors with the role's template.
@@ -259,18 +307,12 @@ def encode(
         fresh=fresh,
         watchdog=watchdog,
         join=join,
-        wait=not no_wait,
+        no_wait=no_wait,
         backend=backend,
         compile=compile,
         engine=engine,
     )
-    removed = _limit(max_removed, "--max-removed")
-    request.check_options(run_options, output, removed)
-    if fresh and dry_run:
-        raise UsageError(
-            "--dry-run changes nothing: --fresh can't be tried",
-            "embedcli clean throws away leftovers",
-        )
+    console.write_log(log)
     input_options = InputOptions(
         text_column=text_column,
         columns=None if columns is None else tuple(options.names(columns)),
@@ -279,36 +321,85 @@ def encode(
         binary_as_utf8=binary_as_utf8,
         on_error=on_error,
     )
-    run_report = Report(report, inputs, output or "")
-    with run_report.of_failure():
-        files = request.find_inputs(inputs)
-    if files.left_out:
-        listed = run_summary.listed(files.left_out)
-        console.warn(f"left out, since embedcli wrote them: {listed}")
-    path = output if output is not None else request.output_path(inputs, files, role)
     output_options = OutputOptions(
-        path=path,
-        format=_format(path, format),
+        path=output or "",
         embedding_column=embedding_column,
         vector_type=vector_type,
         min_rows=min_rows,
         allow_empty=allow_empty,
         max_rejected=_limit(max_rejected, "--max-rejected"),
-        max_removed=removed,
+        max_removed=_limit(max_removed, "--max-removed"),
+        id_column=id_column,
+        changes=changes,
     )
-    output_options = request.with_places(output_options, path, rejects, on_error)
-    # Before a model is looked for or fetched.
-    run.check_places(output_options, files.names, report)
-    asked = ModelRequest(
-        model, revision, trust_remote_code, template, task, max_length, dim, normalize
+    patience = Patience(seconds_of(wait, "--wait"), retry)
+    reports = [*([STDOUT] if as_json or report == STDOUT else []), *([report] if report else [])]
+    run_report = Report(
+        [path for path in dict.fromkeys(reports)],
+        inputs,
+        output or "",
+        taken=[name for name in (rejects or rejects_beside(output or ""), changes) if name],
+        guards={
+            "min_rows": min_rows,
+            "allow_empty": allow_empty,
+            "max_rejected": max_rejected,
+            "max_removed": max_removed,
+            "max_input_bytes": max_input_bytes,
+        },
     )
+    shows = _Shows(quiet, log, STDOUT not in reports)
     with run_report.of_failure():
+        request.check_options(run_options, output, output_options)
+        _check_together(output, reports, patience, inputs, fresh and dry_run)
+        files = request.find_inputs(inputs)
+        run_report.files = files.names
+        if files.left_out:
+            listed = run_summary.listed(files.left_out)
+            console.warn(f"left out, since embedcli wrote them: {listed}")
+        path = output if output is not None else request.output_path(inputs, files, role)
+        run_report.output = path
+        output_options = replace(output_options, format=_format(path, format))
+        output_options = request.with_places(output_options, path, rejects, on_error)
+        # Before a model is looked for or fetched.
+        run.check_places(output_options, files.names, None if report == STDOUT else report)
+        asked = ModelRequest(
+            model, revision, trust_remote_code, template, task, max_length, dim, normalize
+        )
         job, notes = request.make_job(
             files, role, asked, like, input_options, output_options, run_options
         )
         for note in notes:
             console.warn(note)
-        return _look_ahead(job, quiet, run_report) if dry_run else _encode(job, quiet, run_report)
+        if dry_run:
+            return _look_ahead(job, shows, run_report)
+        return _encode(job, shows, run_report, patience)
+
+
+def _check_together(
+    output: str | None,
+    reports: Sequence[str],
+    patience: Patience,
+    inputs: Sequence[str],
+    dry_and_fresh: bool,
+) -> None:
+    """See that options of the command line go together. Raises UsageError."""
+    if output == STDOUT and STDOUT in reports:
+        raise UsageError("-o - writes vectors to standard output: the report needs a file")
+    if patience.retries and (output == STDOUT or STDIN in inputs):
+        raise UsageError("--retry needs files: a pipe can't be read or written twice")
+    if dry_and_fresh:
+        raise UsageError(
+            "--dry-run changes nothing: --fresh can't be tried",
+            "embedcli clean throws away leftovers",
+        )
+
+
+class _Shows(NamedTuple):
+    """What a person or a log sees of a run."""
+
+    quiet: bool
+    log: bool
+    path: bool
 
 
 def _limit(value: str | None, option_name: str) -> Limit:
@@ -323,32 +414,39 @@ def _batch_tokens(value: str) -> int | None:
     return int(value)
 
 
-def _encode(job: "Job", quiet: bool, report: Report) -> int:
+def _encode(job: "Job", shows: _Shows, report: Report, patience: Patience) -> int:
     from embedcli import run
 
     stdout = sys.stdout.buffer if job.output.path == STDOUT else None
-    with progress.listening(quiet) as listener:
-        summary = run.encode_corpus(job, listener, stdout)
+
+    def encode_once() -> "Summary":
+        with progress.listening(shows.quiet, shows.log) as listener:
+            return run.encode_corpus(job, listener, stdout)
+
+    summary = patience.give(encode_once)
     # A launcher takes any code but 0 for a failure, and may start all over.
     is_partial = summary.counts.rejected and not summary.launched
     code = EXIT_REJECTED if is_partial else EXIT_OK
     report.write(Ending(code), summary.to_json())
-    if not quiet:
+    if shows.log:
+        run_summary.print_line(summary)
+    elif not shows.quiet:
         run_summary.print_summary(summary)
     # The standard output of ranks is one: one speaks for all.
     speaks = summary.coordinated or not summary.launched
-    if job.output.path != STDOUT and speaks:
+    if shows.path and not shows.log and job.output.path != STDOUT and speaks:
         console.result(job.output.path)
     return code
 
 
-def _look_ahead(job: "Job", quiet: bool, report: Report) -> int:
+def _look_ahead(job: "Job", shows: _Shows, report: Report) -> int:
     from embedcli import run
 
-    with progress.listening(quiet) as listener:
+    with progress.listening(shows.quiet, shows.log) as listener:
         preview = run.look_ahead(job, listener)
     report.write(Ending(EXIT_OK), preview.to_json())
-    run_summary.print_preview(preview)
+    if shows.path:
+        run_summary.print_preview(preview)
     if not preview.fits:
         raise OutputError(
             f"{job.output.path}: the run would write up to {console.size(preview.needed_bytes)}, "

@@ -26,11 +26,13 @@ _GROUPS = {
         "vector_type",
         "update",
         "max_removed",
+        "id_column",
+        "changes",
         "overwrite",
     ),
     "Run": (
         *("fresh", "join", "no_wait", "engine", "watchdog"),
-        *("dry_run", "report", "quiet", "help"),
+        *("wait", "retry", "dry_run", "report", "as_json", "log", "quiet", "help"),
     ),
     "Speed": ("device", "dtype", "backend", "batch_tokens", "compile", "num_processes"),
 }

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
@@ -13,6 +14,14 @@ from rich.text import Text
 
 from embedcli.escaping import as_json as as_json
 from embedcli.escaping import safe as safe
+
+_is_log = False
+
+
+def write_log(is_log: bool) -> None:
+    """From now on each message starts with the time, or no longer does."""
+    global _is_log
+    _is_log = is_log
 
 
 def console_of(to_stdout: bool = False) -> Console:
@@ -34,8 +43,9 @@ def _tell(*words: Text) -> None:
 
     Where nobody can read it, the run's end and its code stay what they are.
     """
+    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ ") if _is_log else ""
     with contextlib.suppress(OSError):
-        console_of().print(Text.assemble(*words))
+        console_of().print(Text.assemble(time, *words))
 
 
 def say(message: str) -> None:

@@ -142,13 +142,13 @@ class _Bar(_Silent):
 
 
 @contextlib.contextmanager
-def listening(quiet: bool) -> Iterator[_Silent]:
-    """Listen to a run: a bar on a terminal, a line every 30 seconds elsewhere, nothing but warnings
-    if quiet.
+def listening(quiet: bool, log: bool = False) -> Iterator[_Silent]:
+    """Listen to a run: a bar on a terminal, a line every 30 seconds elsewhere and for a log, nothing
+    but warnings if quiet.
     """
     if quiet:
         yield _Silent()
-    elif not is_terminal():
+    elif log or not is_terminal():
         yield _Lines()
     else:
         columns = (

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from embedcli.config import NAMED_FILES
-from embedcli.console import duration, safe, size, table
+from embedcli.console import duration, safe, say, size, table
 
 if TYPE_CHECKING:
     from embedcli.run import Preview, Summary
@@ -23,6 +23,22 @@ def print_summary(run: "Summary") -> None:
     else:
         rows = [*_shared_rows(run), ("time", _times(run))]
     table([row for row in rows if row[1]])
+
+
+def print_line(run: "Summary") -> None:
+    """Print in one line, for a log, what became of a run."""
+    counts = run.counts
+    phrases = [f"{counts.rows_in:,} rows = {counts.rows_out:,} out + {counts.rejected:,} rejected"]
+    if run.first_rejects:
+        phrases.append(f"rejected rows in {run.rejects}, the first: {run.first_rejects[0]}")
+    phrases.append(_changes(run) if run.update else f"{counts.embedded:,} embedded")
+    if counts.resumed:
+        phrases.append(f"{counts.resumed:,} finished by an interrupted run")
+    if counts.truncated:
+        phrases.append(f"{counts.truncated:,} truncated at {run.recipe.max_length} tokens")
+    if not run.published:
+        phrases.append("the output stays as it is")
+    say(f"{run.output}: {'; '.join(phrases)}; {duration(run.seconds['total'])}")
 
 
 def _shared_rows(run: "Summary") -> Rows:
@@ -62,18 +78,22 @@ def _count_rows(run: "Summary") -> Rows:
     if run.first_rejects:
         yield "rejected", f"listed in {run.rejects}; the first: {run.first_rejects[0]}"
     if run.update:
-        unchanged = counts.reused + counts.resumed
-        changes = (
-            f"{unchanged:,} unchanged, {counts.embedded:,} embedded, {counts.removed:,} removed"
-        )
         suffix = "" if run.published else "; the output stays as it is"
-        yield "update", f"{changes}, {counts.rejected:,} rejected{suffix}"
+        yield "update", f"{_changes(run)}{suffix}"
     if counts.resumed:
         yield "resumed", f"{counts.resumed:,} rows were finished by an interrupted run"
     if counts.duplicates:
         yield "duplicates", f"{counts.duplicates:,} rows repeat a text of their unit"
     if run.restarts:
         yield "restarts", f"{run.restarts:,} workers died and were restarted"
+
+
+def _changes(run: "Summary") -> str:
+    counts = run.counts
+    return (
+        f"{counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
+        f"{counts.unchanged:,} unchanged; {counts.embedded:,} embedded"
+    )
 
 
 def _observation_rows(run: "Summary") -> Rows:

@@ -133,7 +133,8 @@ class Counts:
 
     rows_out = reused + resumed + embedded: vectors taken from the output as it was, from an
     interrupted run, and new ones. duplicates: rows of rows_out whose text stood in their unit
-    before. removed: rows of the output as it was whose text is not among the new ones. tokens: of
+    before. new, changed, unchanged: rows of an update by their text, told by their ids where there
+    are ids; deleted: rows of the output as it was that are no more. tokens: of
     all rows; encoded_tokens and padded_tokens: what was computed now, without and with padding.
     """
 
@@ -143,7 +144,10 @@ class Counts:
     reused: int = 0
     resumed: int = 0
     embedded: int = 0
-    removed: int = 0
+    new: int = 0
+    changed: int = 0
+    deleted: int = 0
+    unchanged: int = 0
     duplicates: int = 0
     truncated: int = 0
     blank: int = 0

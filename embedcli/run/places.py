@@ -31,6 +31,11 @@ def check_places(output: OutputOptions, inputs: Sequence[str], report: str | Non
         ownership.check_replaceable(output.rejects, "--rejects", ownership.are_rejects)
         if not files.is_stream(output.rejects):  # messages of several kinds may share a terminal
             taken_paths.append(("that of the rejects, too", output.rejects))
+    if output.changes is not None:
+        _check_beside(output.changes, "--changes", output, taken_paths)
+        ownership.check_replaceable(output.changes, "--changes", ownership.are_changes)
+        if not files.is_stream(output.changes):
+            taken_paths.append(("that of the changes, too", output.changes))
     if report is not None:
         _check_beside(report, "--report", output, taken_paths)
         ownership.check_replaceable(report, "--report", ownership.is_report)

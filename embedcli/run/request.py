@@ -33,7 +33,7 @@ def find_inputs(inputs: Sequence[str]) -> FoundFiles:
     return sources.find(inputs, ownership.is_output)
 
 
-def check_options(run: RunOptions, path: str | None, max_removed: Limit) -> None:
+def check_options(run: RunOptions, path: str | None, output: OutputOptions) -> None:
     """See that options go together. Raises UsageError; ConfigurationError where the engine isn't
     installed.
     """
@@ -47,8 +47,13 @@ def check_options(run: RunOptions, path: str | None, max_removed: Limit) -> None
         raise UsageError(
             "--update and --fresh exclude each other", "without both, everything is embedded anew"
         )
-    if max_removed != Limit() and not run.update:
-        raise UsageError("--max-removed goes with --update")
+    for name, is_given in (
+        ("--max-removed", output.max_removed != Limit()),
+        ("--changes", output.changes is not None),
+        ("--id-column", output.id_column is not None),
+    ):
+        if is_given and not run.update:
+            raise UsageError(f"{name} goes with --update")
     if run.update and path == STDOUT:
         raise UsageError("--update needs an output to update: -o - has none")
 

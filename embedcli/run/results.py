@@ -1,19 +1,19 @@
 """What became of all units: sent while they come in, counted, accounted for, published."""
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from embedcli import sources
+from embedcli import files, sources
 from embedcli.computation import Computation
-from embedcli.config import NAMED_FILES, STDOUT, Limit
+from embedcli.config import ID_COLUMNS, NAMED_FILES, STDOUT, Limit
 from embedcli.errors import DataError
 from embedcli.records import Reject
 from embedcli.run.job import Counts, ProgressListener, Summary
 from embedcli.run.planning import RunPlan, updates_output
 from embedcli.run.unit import UnitResult, UnitState
-from embedcli.store import parts, publish, reuse, stream_writers
+from embedcli.store import ownership, parts, publish, stream_writers
+from embedcli.store.changes import CHANGED, DELETED, NEW, Placed, as_lines, compare
 from embedcli.store.claims import ClaimBoard
 from embedcli.store.provenance import Provenance, merge_made
 from embedcli.store.vector_file import RowGroup, VectorFile
@@ -138,9 +138,12 @@ class RunResults:
         provenance = job.provenance(made, counts.of_output(rejects_sha256), signature)
         to_file = job.output.path != STDOUT
         self.summary.published = not (to_file and self._is_unchanged(results, provenance))
-        if self.summary.published and self.plan.previous:
-            counts.removed = self._count_removed(results)
+        lines = self._compare(results) if job.run.update else b""
         self._check_limits()
+        if job.output.changes is not None:
+            # Before the output, as the rejects: a rerun finds the same changes.
+            ownership.check_replaceable(job.output.changes, "--changes", ownership.are_changes)
+            files.write_atomically(job.output.changes, lines)
         if rejects:
             self.summary.rejects = job.output.rejects_file
             first = rejects[:NAMED_FILES]
@@ -166,7 +169,7 @@ class RunResults:
         counts, output = self.summary.counts, self.plan.job.output
         rows_before = sum(group.rows for group in self.plan.previous)
         _check("--max-rejected", output.max_rejected, counts.rejected, counts.rows_in, "rejected")
-        _check("--max-removed", output.max_removed, counts.removed, rows_before, "removed")
+        _check("--max-removed", output.max_removed, counts.deleted, rows_before, "removed")
 
     def _sum_up(self, results: Sequence[UnitResult], made: Sequence[Computation]) -> None:
         """Add the units' counts and times to the summary."""
@@ -225,24 +228,68 @@ class RunResults:
             return RowGroup(self.plan.stage.parts / result.part.file, 0, result.rows)
         return None
 
-    def _count_removed(self, results: Sequence[UnitResult]) -> int:
-        """Count the rows of the output as it was whose text no row has any more."""
-        kept = [result.previous for result in results if result.previous is not None]
-        stays = set(kept)
-        # Rows that stay are partners of themselves: only the others are compared. A group that stays
-        # twice counts once.
+    def _compare(self, results: Sequence[UnitResult]) -> bytes:
+        """Count what the update changed; return it as JSON lines, where that is asked.
+
+        Raises DataError where there are no ids to write.
+        """
+        before, after = self._replaced(results)
+        job, counts = self.plan.job, self.summary.counts
+        id_column = self._id_column()
+        changes = compare(
+            before,
+            [place.group for place in after],
+            id_column,
+            self.plan.stage.run,
+            with_columns=job.output.changes is not None,
+        )
+        counts.new, counts.changed = changes.count(NEW), changes.count(CHANGED)
+        counts.deleted = changes.count(DELETED)
+        counts.unchanged = counts.rows_out - counts.new - counts.changed
+        if job.output.changes is None:
+            return b""
+        if id_column is None:
+            raise DataError(
+                "--changes needs ids, and there is no column _id or id", "name it: --id-column"
+            )
+        return b"".join(as_lines(changes, before, after, id_column))
+
+    def _replaced(self, results: Sequence[UnitResult]) -> tuple[list[RowGroup], list[Placed]]:
+        """Return the row groups of the output as it was that don't stay, and the new ones.
+
+        Rows that stay are partners of themselves. A group that stays twice counts once.
+        """
+        stays = {result.previous for result in results if result.previous is not None}
         before = [group for number, group in enumerate(self.plan.previous) if number not in stays]
-        after = [
-            self.plan.previous[number]
-            for number, count in Counter(kept).items()
-            for _ in range(count - 1)
-        ]
-        after += [
-            group
-            for result in results
-            if result.previous is None and (group := self._group(result)) is not None
-        ]
-        return reuse.count_removed(before, after, self.plan.stage.run)
+        after: list[Placed] = []
+        first = 0
+        for result in results:
+            group = self._group(result)
+            if group is None:
+                continue
+            if result.previous in stays:
+                stays.remove(result.previous)
+            else:
+                after.append(Placed(group, first))
+            first += group.rows
+        return before, after
+
+    def _id_column(self) -> str | None:
+        """Return the column that tells rows apart, if the outputs as it was and as it becomes have one.
+
+        Raises DataError where the one that was asked for isn't there.
+        """
+        requested = self.plan.job.output.id_column
+        names = set(self.plan.schema.names)
+        if requested is not None and requested not in names:
+            raise DataError(
+                f"--id-column {requested}: the output has no such column",
+                f"its columns: {', '.join(self.plan.schema.names)}",
+            )
+        if self.plan.previous:
+            names &= set(VectorFile(self.plan.job.output.path).columns)
+        candidates = ID_COLUMNS if requested is None else (requested,)
+        return next((name for name in candidates if name in names), None)
 
 
 def _slowness(computation: Computation) -> str:

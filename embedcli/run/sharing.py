@@ -161,7 +161,7 @@ def _work(
         try:
             site.work()
             while not run.is_over and not run.has_nobody:
-                if not plan.job.run.wait:
+                if plan.job.run.no_wait:
                     raise LockedError(
                         f"{plan.job.output.path}: other machines are at the last units",
                         "without --no-wait this command waits for them",

@@ -5,6 +5,7 @@ vectors          the key `embedcli` in the Parquet metadata
 dataset folder   a whole, sealed manifest, and nothing beside the parts that it names
 report           "kind": "embedcli report"
 rejects          "kind": "embedcli reject" in the first line
+changes          "kind": "embedcli change" in the first line
 results          the key `embedcli.results`, or JSON rows with our columns
 picture          the name of the program among its properties
 """
@@ -25,6 +26,7 @@ from embedcli.store.vector_file import engine_files, holds_provenance
 KIND = "kind"
 REPORT = "embedcli report"
 REJECT = "embedcli reject"
+CHANGE = "embedcli change"
 # A report and a line of rejects are far smaller than this; nothing larger is read to find out.
 _MOST_BYTES = 2**24
 _MOST_LINE_BYTES = 2**16
@@ -127,11 +129,20 @@ def is_report(path: str) -> bool:
 
 def are_rejects(path: str) -> bool:
     """Tell whether a file holds rejected rows."""
+    return _kind_of_lines(path) == REJECT
+
+
+def are_changes(path: str) -> bool:
+    """Tell whether a file holds what an update changed."""
+    return _kind_of_lines(path) == CHANGE
+
+
+def _kind_of_lines(path: str) -> Any:
     try:
         with open(path, "rb") as stream:
-            return _kind_of(stream.readline(_MOST_LINE_BYTES)) == REJECT
+            return _kind_of(stream.readline(_MOST_LINE_BYTES))
     except OSError:
-        return False
+        return None
 
 
 def are_results(path: str) -> bool:
@@ -158,7 +169,7 @@ def is_output(path: str) -> bool:
         return bool(named_by_manifest(Path(path)) or named_by_engine(Path(path)))
     if path.endswith(".parquet"):
         return is_vector_file(path)
-    return are_rejects(path) or (path.endswith(".json") and is_report(path))
+    return _kind_of_lines(path) in (REJECT, CHANGE) or (path.endswith(".json") and is_report(path))
 
 
 def _has_key(path: str, key: bytes) -> bool:

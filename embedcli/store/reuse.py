@@ -17,7 +17,7 @@ import numpy.typing as npt
 from embedcli.store import life
 from embedcli.store.decoded_rows import DecodedRows
 from embedcli.store.parts import EmbeddingColumns, Hashes
-from embedcli.store.sorted_keys import SortedKeys, count_unmatched
+from embedcli.store.sorted_keys import SortedKeys
 from embedcli.store.vector_file import RowGroup, RowGroupCache
 
 _KEYS = "index-keys"
@@ -137,19 +137,3 @@ class VectorIndex:
 def _mapped(path: Path, dtype: type) -> npt.NDArray[Any]:
     # A file of no bytes can't be mapped.
     return np.memmap(path, dtype, "r") if path.stat().st_size else np.empty(0, dtype)
-
-
-def count_removed(before: Sequence[RowGroup], after: Sequence[RowGroup], directory: Path) -> int:
-    """Count the rows of some row groups whose text has no partner in others.
-
-    Each row is the partner of one.
-    """
-    cache = RowGroupCache()
-    rows = max(sum(group.rows for group in groups) for groups in (before, after))
-    sorted_keys = []
-    for name, groups in (("before", before), ("after", after)):
-        keys = SortedKeys(directory / name, rows)
-        for group in groups:
-            keys.add(hash_prefixes(cache.hashes(group)))
-        sorted_keys.append(keys)
-    return count_unmatched(*sorted_keys)

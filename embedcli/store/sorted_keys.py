@@ -77,18 +77,3 @@ class SortedKeys:
 def _sort(records: npt.NDArray[Any]) -> tuple[Keys, Positions]:
     order = np.argsort(records["key"], kind="stable")
     return records["key"][order], records["position"][order]
-
-
-def count_unmatched(before: SortedKeys, after: SortedKeys) -> int:
-    """Count the keys `before` that have no partner among the keys `after`; each is the partner of one.
-
-    Both were made for as many rows.
-    """
-    unmatched = 0
-    for (keys, _), (other_keys, _) in zip(before.shares(), after.shares(), strict=True):
-        distinct, counts = np.unique(keys, return_counts=True)
-        present, other_counts = np.unique(other_keys, return_counts=True)
-        _, ours, theirs = np.intersect1d(distinct, present, assume_unique=True, return_indices=True)
-        counts[ours] -= other_counts[theirs]
-        unmatched += int(np.maximum(counts, 0).sum())
-    return unmatched

@@ -466,6 +466,11 @@ class RowGroupCache:
         """Return the names of our columns in a row group's file."""
         return self._file(group.path).names
 
+    def carried(self, group: RowGroup) -> list[str]:
+        """Return the names of the other columns in a row group's file."""
+        file = self._file(group.path)
+        return [name for name in file.parquet.schema_arrow.names if name not in file.names]
+
     def made(self, path: Path) -> ColumnProvenance:
         """Return how a file's vectors were made. Raises DataError where it is gone, or not ours."""
         return self._file(path).made
