@@ -21,6 +21,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Compile = Literal["auto", "on", "off"]
 # An interrupted run that was compiled goes on so, without insisting on it.
 CompileMode = Literal["auto", "on", "off", "if-possible"]
+InputFormat = Literal["auto", "jsonl", "csv", "tsv", "lines"]
 OnError = Literal["fail", "reject"]
 VectorType = Literal["float32", "float16"]
 
@@ -105,7 +106,7 @@ class InputOptions:
     """How records are taken from files.
 
     `columns` None carries all; `fields` are columns that the template names; `max_input_bytes`
-    counts all files, decompressed.
+    counts all files, decompressed; `input_format` is that of files of lines: auto goes by their names.
     """
 
     text_column: str = "text"
@@ -115,6 +116,7 @@ class InputOptions:
     max_input_bytes: int | None = None
     binary_as_utf8: bool = False
     on_error: OnError = "fail"
+    input_format: InputFormat = "auto"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from embedcli import sources
 from embedcli.config import InputOptions
 from embedcli.errors import InputChangedError
 from embedcli.records import InputFile
-from embedcli.sources import json_rows, jsonl
+from embedcli.sources import json_rows
+from embedcli.sources import lines as jsonl
 from embedcli.sources.cuts import FINE, Grain
 
 OPTIONS = InputOptions(on_error="reject")

@@ -11,7 +11,8 @@ import pytest
 from embedcli.config import InputOptions
 from embedcli.errors import DataError, DeviceError
 from embedcli.records import InputFile
-from embedcli.sources import jsonl, parquet, scanning
+from embedcli.sources import lines as jsonl
+from embedcli.sources import parquet, scanning
 from embedcli.sources.cuts import Grain
 
 GRAIN = Grain(rows=64, bytes=2**16)

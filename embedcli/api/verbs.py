@@ -15,6 +15,7 @@ from embedcli.config import (
     Backend,
     Compile,
     DType,
+    InputFormat,
     InputOptions,
     Limit,
     OnError,
@@ -60,6 +61,7 @@ class EncodeOptions(TypedDict, total=False):
     embedding_column: str
     vector_type: VectorType
     on_error: OnError
+    input_format: InputFormat
     rejects: str
     min_rows: int
     allow_empty: bool

@@ -17,6 +17,7 @@ from embedcli.config import (
     STDOUT,
     Backend,
     Compile,
+    InputFormat,
     InputOptions,
     Limit,
     OnError,
@@ -35,7 +36,7 @@ def encode(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="JSONL (also .gz, .zst), Parquet or Arrow IPC: files, folders, globs; - is stdin."
+            help="JSONL, CSV, TSV, text (also .gz, .zst), Parquet, Arrow: files, folders, globs; - is stdin."
         ),
     ],
     role: Annotated[
@@ -172,6 +173,14 @@ def encode(
         Literal["parquet", "arrow", "jsonl"] | None,
         option("With -o -: arrow (IPC stream) or jsonl.", "--format"),
     ] = None,
+    input_format: Annotated[
+        InputFormat,
+        option(
+            "How lines are read; auto: .csv, .tsv, .txt by their names, else JSONL.",
+            "--input-format",
+            metavar="FORMAT",
+        ),
+    ] = "auto",
     on_error: Annotated[
         OnError, option("Bad rows end the run, or are set aside.", "--on-error")
     ] = "fail",
@@ -320,6 +329,7 @@ def encode(
         max_input_bytes=max_input_bytes,
         binary_as_utf8=binary_as_utf8,
         on_error=on_error,
+        input_format=input_format,
     )
     output_options = OutputOptions(
         path=output or "",

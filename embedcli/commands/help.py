@@ -12,7 +12,15 @@ _NAMES_WIDTH = 30
 _DEFAULT_GROUP = "Options"
 _GROUPS = {
     "Input": (
-        *("text_column", "columns", "on_error", "rejects", "max_rejected", "min_rows"),
+        *(
+            "text_column",
+            "columns",
+            "input_format",
+            "on_error",
+            "rejects",
+            "max_rejected",
+            "min_rows",
+        ),
         *("allow_empty", "max_row_bytes", "max_input_bytes", "binary_as_utf8"),
     ),
     "Model and template": (

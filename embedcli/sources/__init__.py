@@ -32,7 +32,7 @@ def plan(names: Sequence[str], options: InputOptions, spool: Path) -> Corpus:
     total = 0
     for index, name in enumerate(names):
         limit = None if options.max_input_bytes is None else options.max_input_bytes - total
-        files.append(open_input(name, spool / f"input-{index}", limit))
+        files.append(open_input(name, spool / f"input-{index}", limit, options.input_format))
         total += Path(files[-1].path).stat().st_size
     for file in files:
         if file.format != files[0].format:

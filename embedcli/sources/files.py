@@ -5,6 +5,7 @@ decompression.
 import errno
 import glob
 import gzip
+import json
 import os
 import stat
 import sys
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from embedcli.config import STDIN
+from embedcli.config import STDIN, InputFormat
 from embedcli.errors import DataError, InputMissingError, from_os_error
 from embedcli.files import descriptor_of
 from embedcli.records import InputFile
-from embedcli.sources.formats import FORMATS, suffixes
+from embedcli.sources.formats import FORMATS, format_of_name, suffixes
 from embedcli.sources.identity import changed, identity_of
 
 _BLOCK = 2**20
@@ -30,10 +31,9 @@ _HEAD_BYTES = 4096
 _MAX_RATIO = 200
 _FREE_BYTES = 2**26
 _ZSTD_SKIPPABLE = tuple(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))
+_ARROW_STREAM = b"\xff\xff\xff\xff"
 _REFUSED = {
     b"PARE": "it is an encrypted Parquet file",
-    b"\xff\xff\xff\xff": "it is a stream of Arrow, as datasets' save_to_disk writes it: "
-    "write a file first: datasets.load_from_disk(FOLDER).to_parquet(FILE)",
     b"BZh": "it is compressed with bzip2: decompress it first",
     b"\xfd7zXZ": "it is compressed with xz: decompress it first",
     b"PK\x03\x04": "it is a zip archive: unpack it first",
@@ -137,11 +137,14 @@ def _walk(folder: str, is_output: Callable[[str], bool], left_out: list[str]) ->
                 yield path
 
 
-def open_input(name: str, spool: Path, limit: int | None = None) -> InputFile:
+def open_input(
+    name: str, spool: Path, limit: int | None = None, text_format: InputFormat = "auto"
+) -> InputFile:
     """Look into a file and make it readable at any offset; pipes and compressed files are written
     under `spool`.
 
-    The content decides the format, never the name. Raises AccessError, InputMissingError,
+    The content decides the format; of files of lines their name does, unless `text_format` says it.
+    Raises AccessError, InputMissingError,
     StorageError; DataError where it has more than `limit` bytes.
     """
     shown = "<stdin>" if name == STDIN else name
@@ -154,15 +157,65 @@ def open_input(name: str, spool: Path, limit: int | None = None) -> InputFile:
         head = _head(path)
         if _is_compressed(head):
             unpacked = _decompress(path, shown, head, f"{spool}.plain", identity, limit)
-            return _input_file(shown, unpacked, _head(unpacked), ())
+            path, head, is_plain = unpacked, _head(unpacked), False
+        if head.startswith(_ARROW_STREAM):
+            path = _as_arrow_file(path, shown, f"{spool}.arrow")
+            head, is_plain = _head(path), False
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)  # the disk of the copy
         raise from_os_error(error, str(spool) if is_full else shown) from None
-    return _input_file(shown, path, head, identity if is_plain else ())
+    return _input_file(shown, path, head, identity if is_plain else (), text_format)
 
 
-def _input_file(name: str, path: str, head: bytes, identity: tuple[int, ...]) -> InputFile:
+def _as_arrow_file(path: str, name: str, target: str) -> str:
+    """Write a stream of Arrow, as `-o -` and datasets' save_to_disk write it, as a file of Arrow,
+    which can be read at any row. Raises DataError.
+    """
+    _check_dataset(Path(name).parent)
+    options = pa.ipc.IpcWriteOptions(unify_dictionaries=True)
+    try:
+        with (
+            pa.OSFile(path) as source,
+            pa.ipc.open_stream(source) as stream,
+            pa.ipc.new_file(target, stream.schema, options=options) as writer,
+        ):
+            for batch in stream:
+                writer.write_batch(batch)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{name}: not a readable stream of Arrow: {reason}", "it is damaged or cut off"
+        ) from None
+    return target
+
+
+def _check_dataset(folder: Path) -> None:
+    """Refuse a folder of datasets' save_to_disk whose rows are chosen by a list beside them.
+
+    Raises DataError.
+    """
+    try:
+        state = json.loads((folder / "state.json").read_bytes())
+        chosen = bool(state.get("_indices_files") or state.get("_indices_data_files"))
+    except (OSError, ValueError, AttributeError):
+        return
+    if chosen:
+        raise DataError(
+            f"{folder}: holds more rows than the dataset, which names some of them",
+            "write them: datasets.load_from_disk(FOLDER).flatten_indices().save_to_disk(OTHER)",
+        )
+
+
+def _input_file(
+    name: str, path: str, head: bytes, identity: tuple[int, ...], text_format: InputFormat
+) -> InputFile:
     format_name = _format(head, _tail(path), name)
+    if format_name == "jsonl" and text_format != "auto":
+        format_name = text_format
+    elif format_name == "jsonl" and not head.lstrip().startswith(b"{"):
+        format_name = format_of_name(name)
     return InputFile(name, path, format_name, FORMATS[format_name].place, identity)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from embedcli.config import InputOptions
 from embedcli.records import Corpus, InputFile, Records, Segment
-from embedcli.sources import arrow_ipc, jsonl, parquet
+from embedcli.sources import arrow_ipc, lines, parquet
 from embedcli.sources.cuts import Grain
 
 PlanFiles = Callable[[Sequence[InputFile], InputOptions, Grain], Corpus]
@@ -42,9 +42,42 @@ FORMATS = {
         place="line",
         may_be_compressed=True,
         may_grow=True,
-        plan=jsonl.plan,
-        open_reader=jsonl.open_reader,
+        plan=lines.plan,
+        open_reader=lines.open_reader,
         also_named=(".json",),
+    ),
+    "csv": Format(
+        title="CSV",
+        suffixes=(),
+        magic=b"",
+        place="line",
+        may_be_compressed=True,
+        may_grow=True,
+        plan=lines.plan,
+        open_reader=lines.open_reader,
+        also_named=(".csv",),
+    ),
+    "tsv": Format(
+        title="TSV",
+        suffixes=(),
+        magic=b"",
+        place="line",
+        may_be_compressed=True,
+        may_grow=True,
+        plan=lines.plan,
+        open_reader=lines.open_reader,
+        also_named=(".tsv",),
+    ),
+    "lines": Format(
+        title="lines of text",
+        suffixes=(),
+        magic=b"",
+        place="line",
+        may_be_compressed=True,
+        may_grow=True,
+        plan=lines.plan,
+        open_reader=lines.open_reader,
+        also_named=(".txt",),
     ),
     "parquet": Format(
         title="Parquet",
@@ -67,6 +100,8 @@ FORMATS = {
         open_reader=arrow_ipc.open_reader,
     ),
 }
+# Of the formats of lines the name decides, as no byte of theirs does.
+TEXT_FORMATS = ("jsonl", "csv", "tsv", "lines")
 _COMPRESSIONS = (".gz", ".zst")
 
 
@@ -78,6 +113,15 @@ def suffixes() -> tuple[str, ...]:
     for row in FORMATS.values():
         patterns += _with_compressions(row, row.suffixes)
     return tuple(patterns)
+
+
+def format_of_name(name: str) -> str:
+    """Return the format of lines that a file's name calls for; JSONL where it says nothing."""
+    for format_name in TEXT_FORMATS:
+        row = FORMATS[format_name]
+        if name.endswith(tuple(_with_compressions(row, row.also_named))):
+            return format_name
+    return "jsonl"
 
 
 def without_suffix(name: str) -> str:

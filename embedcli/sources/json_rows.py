@@ -116,11 +116,21 @@ def _strings_in(values: Iterable[Any], depth: int) -> int:
 def parse(line: Line, limit: int) -> Row:
     """Parse a line's object. Raises BadRowError for all that is not one strict JSON object in UTF-8."""
     if line.content is None:
-        raise BadRowError(
-            "too-long", f"the line is longer than {limit} bytes", "--max-row-bytes raises the limit"
-        )
+        raise too_long(limit)
     rows = parse_all([line.content], line.content)
     return rows[0] if rows is not None else _parse_strictly(line, line.content)
+
+
+def too_long(limit: int) -> BadRowError:
+    """Return what is wrong with a line of more bytes than allowed."""
+    return BadRowError(
+        "too-long", f"the line is longer than {limit} bytes", "--max-row-bytes raises the limit"
+    )
+
+
+def not_utf8(byte: int, offset: int) -> BadRowError:
+    """Return what is wrong with a line that isn't UTF-8 from an offset of its file on."""
+    return BadRowError("not-utf8", f"byte {byte:#04x} at offset {offset} is not UTF-8")
 
 
 def _parse_strictly(line: Line, whole_content: bytes) -> Row:
@@ -129,9 +139,7 @@ def _parse_strictly(line: Line, whole_content: bytes) -> Row:
         value = _DECODER.decode(content.decode())
     except UnicodeDecodeError as error:
         position = line.offset + len(whole_content) - len(content) + error.start
-        raise BadRowError(
-            "not-utf8", f"byte {content[error.start]:#04x} at offset {position} is not UTF-8"
-        ) from None
+        raise not_utf8(content[error.start], position) from None
     except json.JSONDecodeError as error:
         position = (
             line.offset + len(whole_content) - len(content) + len(error.doc[: error.pos].encode())

@@ -4,6 +4,7 @@ have in common.
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +52,7 @@ def carried_schema(file: InputFile, schema: pa.Schema, options: InputOptions) ->
     fields = []
     for name in carried:
         if name not in names:
-            raise _no_column(file, schema, name, "--columns")
+            raise no_column(file.name, names, name, "--columns")
         field = _carried_field(schema.field(name))
         # However the file stores its texts, the output holds plain strings.
         fields.append(field.with_type(pa.string()) if name == options.text_column else field)
@@ -75,18 +76,20 @@ def _find_type(file: InputFile, schema: pa.Schema, name: str, option: str) -> pa
     kind = pa.struct(list(schema))
     for part in name.split("."):
         if not pa.types.is_struct(kind) or kind.get_field_index(part) < 0:
-            raise _no_column(file, schema, name, option)
+            raise no_column(file.name, schema.names, name, option)
         kind = kind.field(part).type
     return kind
 
 
-def _no_column(file: InputFile, schema: pa.Schema, name: str, option: str) -> DataError:
-    close = [candidate for candidate in schema.names if candidate.lower() == name.lower()]
+def no_column(file: str, names: Sequence[str], name: str, option: str) -> DataError:
+    """Return what is wrong with a column that a file of others doesn't have."""
+    folded = {candidate.lower(): candidate for candidate in names}
+    close = get_close_matches(name.lower(), folded, 1)
     hint = "columns of a struct are named by a path: doc.text"
     if close:
-        hint = f"did you mean {close[0]!r}?"
-    columns = ", ".join(schema.names)
-    return DataError(f"{file.name}: no column {name!r} for {option} (columns: {columns})", hint)
+        hint = f"did you mean {folded[close[0]]!r}?"
+    columns = ", ".join(names)
+    return DataError(f"{file}: no column {name!r} for {option} (columns: {columns})", hint)
 
 
 def _check_text_type(file: InputFile, column_type: pa.DataType, options: InputOptions) -> None:

@@ -1,8 +1,8 @@
-"""JSONL into units of records: a strict reader of our own, on bytes.
+"""Files of lines, which are JSONL, CSV, TSV or plain text, into units of records: a strict reader of
+our own, on bytes.
 
-Lines end at \\n and nowhere else; every bad row is found in the planning pass, before anything is
-encoded. (pyarrow.json turns date-like strings into timestamps and long ids into floats, and one bad
-line ends the file.)
+Every bad row is found in the planning pass, before anything is encoded. (pyarrow.json turns date-like
+strings into timestamps and long ids into floats, and one bad line ends the file.)
 """
 
 import functools
@@ -22,7 +22,7 @@ import pyarrow as pa
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Places, Records, Reject, Segment
-from embedcli.sources import json_types
+from embedcli.sources import csv_rows, json_types
 from embedcli.sources.cuts import MAX_WIDTH, NO_CUT, Grain, Rows, hash_texts
 from embedcli.sources.identity import changed, combine_digests
 from embedcli.sources.json_rows import (
@@ -32,11 +32,14 @@ from embedcli.sources.json_rows import (
     Line,
     Row,
     lookup,
+    not_utf8,
     parse,
     parse_all,
     text_of,
+    too_long,
 )
 from embedcli.sources.scanning import for_children, map_in_order
+from embedcli.sources.tables import no_column
 from embedcli.sources.units import ScannedRows, UnitBuilder
 
 _MAX_COLUMNS = 1000
@@ -82,43 +85,172 @@ def _open(file: InputFile) -> io.BufferedReader:
     return io.BufferedReader(io.FileIO(file.path), 2**16)
 
 
+class _JsonLines:
+    """The syntax of JSONL: lines end at \\n and nowhere else."""
+
+    # How many lines at a file's beginning are no rows.
+    names = 0
+    # Can lines be found from any place of a file on?
+    is_splittable = True
+    digest = hashlib.blake2b(digest_size=8)
+
+    def __init__(self, file: InputFile, options: InputOptions) -> None:
+        self.file = file
+        self.options = options
+
+    def read(self, stream: io.BufferedReader, size: int, end: int) -> bytes:
+        """Read so many bytes and to the end of their last line, if that is not too long."""
+        content = stream.read(size)
+        if not content.endswith(b"\n"):
+            content += stream.readline(min(self.options.max_row_bytes, end - stream.tell()))
+        return content
+
+    def split(self, content: bytes) -> list[bytes]:
+        """Cut what `read` gave into lines, without their ends."""
+        return content.removesuffix(b"\n").split(b"\n")
+
+    def parse_all(self, lines: Sequence[bytes], content: bytes) -> list[Row] | None:
+        """Parse lines, all of `content`; None where one of them is bad."""
+        return parse_all(lines, content)
+
+    def parse(self, line: Line) -> Row:
+        """Parse a line. Raises BadRowError."""
+        return parse(line, self.options.max_row_bytes)
+
+    def lines(self, stream: io.BufferedReader, content: bytes, offset: int, end: int) -> list[Line]:
+        """Return the lines of `content` one by one, read again where one may be too long."""
+        stream.seek(offset)
+        return list(_lines(stream, offset + len(content), end, self.options.max_row_bytes))
+
+    def check(self, lines: Sequence[Line]) -> None:
+        """Look at the first lines of a file. Raises DataError where it is of another kind."""
+        _refuse_other_shapes(lines, self.file, self.options)
+
+
+class _TextLines(_JsonLines):
+    """The syntax of plain text: a line is a text, and there are no other columns."""
+
+    def parse_all(self, lines: Sequence[bytes], content: bytes) -> list[Row] | None:
+        try:
+            texts = content.removesuffix(b"\n").decode().split("\n")
+        except UnicodeDecodeError:
+            return None
+        if not all(map(str.strip, texts)):  # blank lines are no rows
+            return None
+        return [{self.options.text_column: text.removesuffix("\r")} for text in texts]
+
+    def parse(self, line: Line) -> Row:
+        if line.content is None:
+            raise too_long(self.options.max_row_bytes)
+        content = line.content.removesuffix(b"\n").removesuffix(b"\r")
+        try:
+            return {self.options.text_column: content.removeprefix(BOM).decode()}
+        except UnicodeDecodeError as error:
+            raise not_utf8(content[error.start], line.offset + error.start) from None
+
+    def check(self, lines: Sequence[Line]) -> None:
+        """Any text will do."""
+
+
+class _Delimited(_JsonLines):
+    """The syntax of CSV and TSV: records of fields, which may hold newlines. Where records end is
+    known only from the beginning of the file on.
+    """
+
+    names = 1
+    is_splittable = False
+    delimiter = ","
+
+    def __init__(self, file: InputFile, options: InputOptions) -> None:
+        super().__init__(file, options)
+        with _open(file) as stream:
+            content = stream.read(options.max_row_bytes)
+        self.header = csv_rows.read_names(content, self.delimiter, file.name)
+        # The same fields under other names are other rows.
+        self.digest = hashlib.blake2b(self.header.content, digest_size=8)
+
+    def read(self, stream: io.BufferedReader, size: int, end: int) -> bytes:
+        start, content = stream.tell(), b""
+        while True:
+            content += stream.read(min(max(size, len(content)), end - start - len(content)))
+            is_end = start + len(content) >= end
+            _, length = csv_rows.split(content, self.delimiter, is_end)
+            if length:
+                stream.seek(start + length)
+                return content[:length]
+            if is_end or len(content) > self.options.max_row_bytes:
+                return b""
+
+    def split(self, content: bytes) -> list[bytes]:
+        records, _ = csv_rows.split(content, self.delimiter, True)
+        return [record.removesuffix(b"\n") for record in records]
+
+    def parse_all(self, lines: Sequence[bytes], content: bytes) -> list[Row] | None:
+        return csv_rows.parse_all(lines, self.header.columns, self.delimiter)
+
+    def parse(self, line: Line) -> Row:
+        return csv_rows.parse(line, self.options.max_row_bytes, self.header.columns, self.delimiter)
+
+    def lines(self, stream: io.BufferedReader, content: bytes, offset: int, end: int) -> list[Line]:
+        lines = []
+        for record, digest in zip(
+            self.split(content), _digests(self.split(content), self.digest), strict=True
+        ):
+            size = min(len(record) + 1, len(content))
+            height = 1 + record.count(b"\n")
+            is_short = len(record) <= self.options.max_row_bytes
+            lines.append(Line(height, offset, size, record if is_short else None, digest))
+            offset, content = offset + size, content[size:]
+        return lines
+
+    def check(self, lines: Sequence[Line]) -> None:
+        columns = self.header.columns
+        if columns and self.options.text_column not in columns:
+            raise no_column(self.file.name, columns, self.options.text_column, "--text-column")
+
+
+class _TabDelimited(_Delimited):
+    delimiter = "\t"
+
+
+_SYNTAXES = {"jsonl": _JsonLines, "csv": _Delimited, "tsv": _TabDelimited, "lines": _TextLines}
+
+
 def _batches(
     file: InputFile, span: "_Span", options: InputOptions, first: int = 1
 ) -> Iterator[_Batch]:
-    """Yield the lines that start in a span, some at a time."""
+    """Yield the lines that start in a span, some at a time. Raises DataError where no line ends."""
+    syntax = _SYNTAXES[file.format](file, options)
     with _open(file) as stream:
         stream.seek(span.start)
         while (offset := stream.tell()) < span.stop:
-            content = _read_lines(stream, min(_BATCH_BYTES, span.stop - offset), span.end, options)
+            content = syntax.read(stream, min(_BATCH_BYTES, span.stop - offset), span.end)
             if not content:
+                if stream.tell() > offset:
+                    raise DataError(
+                        f"{file.name}:{first}: a quote isn't closed within {options.max_row_bytes} bytes",
+                        "--max-row-bytes raises the limit",
+                    )
                 return
-            batch = _parse_quickly(content, offset, first, options)
+            batch = _parse_quickly(syntax, content, offset, first)
             if batch is None:
-                stream.seek(offset)
-                lines = list(_lines(stream, offset + len(content), span.end, options.max_row_bytes))
-                batch = _parse_one_by_one(lines, file, first, options)
+                lines = syntax.lines(stream, content, offset, span.end)
+                batch = _parse_one_by_one(syntax, lines, first)
             yield batch
             first += sum(batch.lines)
 
 
-def _read_lines(stream: io.BufferedReader, size: int, end: int, options: InputOptions) -> bytes:
-    """Read so many bytes and to the end of their last line, if that is not too long."""
-    content = stream.read(size)
-    if not content.endswith(b"\n"):
-        content += stream.readline(min(options.max_row_bytes, end - stream.tell()))
-    return content
-
-
-def _parse_quickly(content: bytes, offset: int, first: int, options: InputOptions) -> _Batch | None:
+def _parse_quickly(syntax: _JsonLines, content: bytes, offset: int, first: int) -> _Batch | None:
     """Parse lines all at once; None where one of them is not an object with a text."""
-    lines = content.removesuffix(b"\n").split(b"\n")
-    if max(map(len, lines)) >= options.max_row_bytes:
+    lines = syntax.split(content)
+    if max(map(len, lines)) >= syntax.options.max_row_bytes:
         return None
-    rows = parse_all(lines, content)
+    names = 0 if offset else syntax.names
+    rows = syntax.parse_all(lines[names:], content)
     if rows is None:
         return None
-    texts = [lookup(row, options.text_column) for row in rows]
-    if set(map(type, texts)) != {str}:
+    texts = [lookup(row, syntax.options.text_column) for row in rows]
+    if set(map(type, texts)) - {str} or (names and not rows):
         return None
     sizes = [len(line) + 1 for line in lines]
     sizes[-1] -= not content.endswith(b"\n")
@@ -126,17 +258,22 @@ def _parse_quickly(content: bytes, offset: int, first: int, options: InputOption
         offset=offset,
         first=first,
         sizes=sizes,
-        lines=[1] * len(lines),
-        digests=_digests(lines),
+        lines=[1 + line.count(b"\n") for line in lines] if syntax.names else [1] * len(lines),
+        digests=_digests(lines, syntax.digest),
         rows=rows,
         texts=texts,
-        good=range(len(lines)),
+        good=range(names, len(lines)),
     )
 
 
-def _digests(lines: Sequence[bytes]) -> list[bytes]:
-    blake2b = hashlib.blake2b
-    return [blake2b(line, digest_size=8).digest() for line in lines]
+def _digests(lines: Sequence[bytes], base: "hashlib.blake2b") -> list[bytes]:
+    """Return 8 bytes over each line, after what all of them begin with."""
+    digests = []
+    for line in lines:
+        digest = base.copy()
+        digest.update(line)
+        digests.append(digest.digest())
+    return digests
 
 
 def _lines(stream: io.BufferedReader, stop: int, end: int, limit: int) -> Iterator[Line]:
@@ -174,15 +311,15 @@ def _empty_lines(stream: io.BufferedReader, most: int) -> bytes:
     return stream.read(len(ahead) - len(ahead.lstrip(b"\n")))
 
 
-def _parse_one_by_one(
-    lines: Sequence[Line], file: InputFile, first: int, options: InputOptions
-) -> _Batch:
+def _parse_one_by_one(syntax: _JsonLines, lines: Sequence[Line], first: int) -> _Batch:
     """Parse lines and say what is wrong with those that give no row; the first has a number.
 
-    Raises DataError where the file isn't one object a line at all.
+    Raises DataError where the file is of another kind.
     """
+    file = syntax.file
+    names = 0 if lines[0].offset else syntax.names
     if lines[0].offset == 0:
-        _refuse_other_shapes(lines, file, options)
+        syntax.check(lines)
     batch = _Batch(
         offset=lines[0].offset,
         first=first,
@@ -198,10 +335,10 @@ def _parse_one_by_one(
     number = first
     for index, line in enumerate(lines):
         content = line.content
-        if content is None or content.removeprefix(BOM).strip():
+        if index >= names and (content is None or content.removeprefix(BOM).strip()):
             try:
-                row = parse(line, options.max_row_bytes)
-                batch.texts.append(text_of(row, options.text_column))
+                row = syntax.parse(line)
+                batch.texts.append(text_of(row, syntax.options.text_column))
                 batch.rows.append(row)
                 good.append(index)
             except BadRowError as bad:
@@ -244,8 +381,9 @@ class _Range(NamedTuple):
 
 def _ranges(file: InputFile, number: int, size: int) -> Iterator[_Range]:
     file = for_children(file)
-    for start in range(0, size, _RANGE_BYTES):
-        yield _Range(file, number, _Span(start, min(start + _RANGE_BYTES, size), size))
+    step = _RANGE_BYTES if _SYNTAXES[file.format].is_splittable else max(1, size)
+    for start in range(0, size, step):
+        yield _Range(file, number, _Span(start, min(start + step, size), size))
 
 
 @dataclass
@@ -413,7 +551,7 @@ def _refuse_other_shapes(lines: Sequence[Line], file: InputFile, options: InputO
             raise DataError(f"{reason}: the file isn't one JSON object a line", _CONVERT) from None
 
 
-_CONVERT = "lines of text: jq -cR '{text: .}' FILE; CSV: duckdb -c \"copy (from 'FILE.csv') to 'FILE.parquet'\""
+_CONVERT = "--input-format csv, tsv or lines reads files of other names as such"
 _SHAPES: tuple[tuple[str, Callable[[bytes, str], bool], str], ...] = (
     (
         "a JSON array",
