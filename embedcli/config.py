@@ -23,6 +23,7 @@ Compile = Literal["auto", "on", "off"]
 CompileMode = Literal["auto", "on", "off", "if-possible"]
 InputFormat = Literal["auto", "jsonl", "csv", "tsv", "lines"]
 OnError = Literal["fail", "reject"]
+HashType = Literal["binary", "hex", "none"]
 VectorType = Literal["float32", "float16"]
 
 
@@ -105,12 +106,18 @@ class RunOptions:
 class InputOptions:
     """How records are taken from files.
 
-    `columns` None carries all; `fields` are columns that the template names; `max_input_bytes`
-    counts all files, decompressed; `input_format` is that of files of lines: auto goes by their names.
+    `columns` None carries all; `renames` are (name in the input, name in the output) of some of
+    them; `metadata_column` takes all carried columns but the one of the ids as one JSON string;
+    `id_column` None takes `_id` or `id`. `fields` are columns that the template names;
+    `max_input_bytes` counts all files, decompressed; `input_format` is that of files of lines: auto
+    goes by their names.
     """
 
     text_column: str = "text"
     columns: tuple[str, ...] | None = None
+    renames: tuple[tuple[str, str], ...] = ()
+    metadata_column: str | None = None
+    id_column: str | None = None
     fields: tuple[str, ...] = ()
     max_row_bytes: int = 16 * 2**20
     max_input_bytes: int | None = None
@@ -128,8 +135,8 @@ class OutputOptions:
 
     `directory`: the output is a dataset directory of parts. `allow_empty`: an output without rows
     is wanted, too. `max_rejected`, `max_removed`: how many rows of the input may be rejected, and
-    how many of the output that is updated may go. `id_column` tells rows apart: None takes `_id` or
-    `id`; `changes` is the file for what an update changed.
+    how many of the output that is updated may go. `hash` is how the texts' hashes are stored;
+    `changes` is the file for what an update changed.
     """
 
     path: str
@@ -139,11 +146,11 @@ class OutputOptions:
     rejects_inside: bool = False
     embedding_column: str = "embedding"
     vector_type: VectorType = "float32"
+    hash: HashType = "binary"
     min_rows: int = 0
     allow_empty: bool = False
     max_rejected: Limit = Limit()
     max_removed: Limit = Limit()
-    id_column: str | None = None
     changes: str | None = None
 
     @property

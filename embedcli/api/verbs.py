@@ -15,6 +15,7 @@ from embedcli.config import (
     Backend,
     Compile,
     DType,
+    HashType,
     InputFormat,
     InputOptions,
     Limit,
@@ -26,6 +27,7 @@ from embedcli.config import (
 from embedcli.errors import UsageError
 from embedcli.models.request import ModelRequest
 from embedcli.run import Summary, request
+from embedcli.sources import presenting
 from embedcli.store.claims import Heartbeat
 
 
@@ -60,6 +62,8 @@ class EncodeOptions(TypedDict, total=False):
     columns: Sequence[str]
     embedding_column: str
     vector_type: VectorType
+    hash: HashType
+    metadata_column: str
     on_error: OnError
     input_format: InputFormat
     rejects: str
@@ -95,14 +99,14 @@ def encode(
     _check_names(options)
     given: dict[str, Any] = {**options, "path": ""}
     if "columns" in options:
-        given["columns"] = tuple(options["columns"])
+        given["columns"], given["renames"] = presenting.parse_columns(options["columns"])
     with in_python():
         for name in given.keys() & {"max_rejected", "max_removed"}:
             given[name] = Limit.parse(given[name], name)
         output_options = _pick(OutputOptions, given)
         input_options = _pick(InputOptions, given)
         run_options = _pick(RunOptions, given)
-        request.check_options(run_options, output, output_options)
+        request.check_options(run_options, output, input_options, output_options)
         files = request.find_inputs(names)
         path = request.output_path(names, files, role) if output is None else output
         if path == STDOUT:

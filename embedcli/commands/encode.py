@@ -17,6 +17,7 @@ from embedcli.config import (
     STDOUT,
     Backend,
     Compile,
+    HashType,
     InputFormat,
     InputOptions,
     Limit,
@@ -157,7 +158,7 @@ def encode(
     columns: Annotated[
         str | None,
         option(
-            "Columns to carry over, separated by commas; '' for none. Default: all.",
+            "Columns to carry, separated by commas; old:new renames; '' for none. Default: all.",
             "--columns",
             metavar="NAMES",
         ),
@@ -169,6 +170,17 @@ def encode(
         VectorType,
         option("Stored vector dtype.", "--vector-type", metavar="float32|float16"),
     ] = "float32",
+    hash: Annotated[  # noqa: A002 - the option's name
+        HashType, option("How the texts' hashes are stored; none: no --update.", "--hash")
+    ] = "binary",
+    metadata_column: Annotated[
+        str | None,
+        option(
+            "Put the carried columns but the id into one JSON string.",
+            "--metadata-column",
+            metavar="NAME",
+        ),
+    ] = None,
     format: Annotated[  # noqa: A002 - the option's name
         Literal["parquet", "arrow", "jsonl"] | None,
         option("With -o -: arrow (IPC stream) or jsonl.", "--format"),
@@ -216,7 +228,7 @@ def encode(
     id_column: Annotated[
         str | None,
         option(
-            "With --update: tells new from changed rows. Default: _id or id.",
+            "Tells rows apart, with --update. Default: _id or id.",
             "--id-column",
             metavar="NAME",
         ),
@@ -305,6 +317,7 @@ def encode(
     from embedcli import run
     from embedcli.models.request import ModelRequest
     from embedcli.run import request
+    from embedcli.sources import presenting
 
     run_options = options.run_options(
         device,
@@ -322,9 +335,14 @@ def encode(
         engine=engine,
     )
     console.write_log(log)
+    names = None if columns is None else options.names(columns)
+    carried, renames = presenting.parse_columns(names)
     input_options = InputOptions(
         text_column=text_column,
-        columns=None if columns is None else tuple(options.names(columns)),
+        columns=carried,
+        renames=renames,
+        metadata_column=metadata_column,
+        id_column=id_column,
         max_row_bytes=max_row_bytes,
         max_input_bytes=max_input_bytes,
         binary_as_utf8=binary_as_utf8,
@@ -339,7 +357,7 @@ def encode(
         allow_empty=allow_empty,
         max_rejected=_limit(max_rejected, "--max-rejected"),
         max_removed=_limit(max_removed, "--max-removed"),
-        id_column=id_column,
+        hash=hash,
         changes=changes,
     )
     patience = Patience(seconds_of(wait, "--wait"), retry)
@@ -359,7 +377,7 @@ def encode(
     )
     shows = _Shows(quiet, log, STDOUT not in reports)
     with run_report.of_failure():
-        request.check_options(run_options, output, output_options)
+        request.check_options(run_options, output, input_options, output_options)
         _check_together(output, reports, patience, inputs, fresh and dry_run)
         files = request.find_inputs(inputs)
         run_report.files = files.names

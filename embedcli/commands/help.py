@@ -32,6 +32,8 @@ _GROUPS = {
         "format",
         "embedding_column",
         "vector_type",
+        "hash",
+        "metadata_column",
         "update",
         "max_removed",
         "id_column",

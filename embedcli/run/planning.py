@@ -14,6 +14,7 @@ from embedcli.errors import ConfigurationError, DataError, InputMissingError
 from embedcli.recipe import Differences, describe_differences
 from embedcli.records import Corpus
 from embedcli.run.job import Job, ProgressListener
+from embedcli.sources import presenting
 from embedcli.store import manifest, parts, publish, reuse, staging
 from embedcli.store.provenance import ColumnProvenance
 from embedcli.store.vector_file import RowGroup, RowGroupCache, VectorFile, engine_files
@@ -46,7 +47,8 @@ class RunPlan:
     @property
     def schema(self) -> Any:
         """The schema of the output: the carried columns, then ours. Raises ConfigurationError."""
-        return parts.output_schema(self.corpus.schema, self.job.spec.dim, self.job.output)
+        carried = presenting.schema_of(self.corpus.schema, self.job.input)
+        return parts.output_schema(carried, self.job.spec.dim, self.job.output)
 
     @property
     def units(self) -> list[int]:
@@ -79,7 +81,7 @@ def make_plan(
     folders = [stage.earlier] if continues or not dry else [stage.parts, stage.earlier]
     if not dry:
         stage.adopt(signature)
-    previous = VectorFile(job.output.path).row_groups() if updates_output(job) else []
+    previous = _previous_groups(job, listener) if updates_output(job) else []
     earlier = [group for path in _files_in(folders) for group in _groups_if_sound(path)]
     plan = RunPlan(
         job=job,
@@ -229,6 +231,15 @@ def updates_output(job: Job) -> bool:
     return job.run.update and _has_output(Path(job.output.path))
 
 
+def _previous_groups(job: Job, listener: ProgressListener) -> list[RowGroup]:
+    """Return the row groups of the output that is updated, if their vectors can be found by hash."""
+    file = VectorFile(job.output.path)
+    if file.names.hash in file.schema.names:
+        return file.row_groups()
+    listener.warn(f"{file.path}: has no hashes of its texts: all are embedded anew")
+    return []
+
+
 def _files_in(folders: Sequence[Path]) -> Iterator[Path]:
     for folder in folders:
         yield from sorted(folder.iterdir())
@@ -244,7 +255,10 @@ def _made_if_sound(part: Path) -> ColumnProvenance | None:
 def _groups_if_sound(part: Path) -> list[RowGroup]:
     """Return the row groups of a part in staging; none where it is damaged: its rows are done again."""
     try:
-        groups = VectorFile(str(part)).row_groups()
+        file = VectorFile(str(part))
+        if file.names.hash not in file.schema.names:
+            return []
+        groups = file.row_groups()
         cache = RowGroupCache()
         return [
             group for group in groups if len(cache.embedding_columns(group).tokens) == group.rows
@@ -261,6 +275,7 @@ def _signature(corpus: Corpus, job: Job) -> str:
         replace(job.input, on_error="reject"),  # the same rows are bad, whatever becomes of them
         job.output.embedding_column,
         job.output.vector_type,
+        job.output.hash,
         job.recipe.id,
     )
     schema = [(column.name, str(column.type)) for column in corpus.schema]

@@ -33,7 +33,9 @@ def find_inputs(inputs: Sequence[str]) -> FoundFiles:
     return sources.find(inputs, ownership.is_output)
 
 
-def check_options(run: RunOptions, path: str | None, output: OutputOptions) -> None:
+def check_options(
+    run: RunOptions, path: str | None, given: InputOptions, output: OutputOptions
+) -> None:
     """See that options go together. Raises UsageError; ConfigurationError where the engine isn't
     installed.
     """
@@ -50,10 +52,12 @@ def check_options(run: RunOptions, path: str | None, output: OutputOptions) -> N
     for name, is_given in (
         ("--max-removed", output.max_removed != Limit()),
         ("--changes", output.changes is not None),
-        ("--id-column", output.id_column is not None),
+        ("--id-column", given.id_column is not None and given.metadata_column is None),
     ):
         if is_given and not run.update:
             raise UsageError(f"{name} goes with --update")
+    if run.update and output.hash == "none":
+        raise UsageError("--update finds vectors by their hashes: --hash none leaves none")
     if run.update and path == STDOUT:
         raise UsageError("--update needs an output to update: -o - has none")
 

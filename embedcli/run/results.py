@@ -279,7 +279,7 @@ class RunResults:
 
         Raises DataError where the one that was asked for isn't there.
         """
-        requested = self.plan.job.output.id_column
+        requested = self.plan.job.input.id_column
         names = set(self.plan.schema.names)
         if requested is not None and requested not in names:
             raise DataError(

@@ -6,6 +6,7 @@ Knows nothing of roles, models and outputs.
 import itertools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow as pa
 from embedcli.config import InputOptions
 from embedcli.errors import DataError
 from embedcli.records import Corpus, InputFile, Places, Records, Unit, stop_at_first
+from embedcli.sources import presenting
 from embedcli.sources.cuts import grain_of
 from embedcli.sources.files import FoundFiles, find, open_input
 from embedcli.sources.formats import FORMATS, without_suffix
@@ -104,6 +106,9 @@ def reader(corpus: Corpus, options: InputOptions) -> Callable[[Unit], Records]:
             first = unit.segments[0]
             raise changed(corpus.files[first.file], f"from line {first.first}")
         records = _join(segments)
+        records = replace(
+            records, table=presenting.present(records.table, options, corpus.json_columns)
+        )
         stop_at_first(records.rejects, options.on_error)
         return records
 

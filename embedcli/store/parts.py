@@ -33,6 +33,7 @@ _DIGEST_KEY = "embedcli.sha256"
 DIGEST_MARK = _DIGEST_KEY.encode() + b"\x18\x40"
 _VECTOR_TYPES = {"float32": pa.float32(), "float16": pa.float16()}
 _HASH_TYPE = pa.binary(16)
+_HASH_TYPES = {"binary": _HASH_TYPE, "hex": pa.string()}
 # Why a row has no vector, of those that `rows_too_large` gives.
 TOO_LARGE = "its vector has numbers too large for float16: use --vector-type float32"
 
@@ -156,16 +157,27 @@ def output_schema(carried: pa.Schema, dim: int, options: OutputOptions) -> pa.Sc
                 "--embedding-column names ours differently; --columns chooses which of the input's are carried",
             )
     vector_type = pa.list_(_VECTOR_TYPES[options.vector_type], dim)
-    added = zip(names, (vector_type, _HASH_TYPE, pa.int32(), pa.bool_()), strict=True)
-    return pa.schema([*carried, *(pa.field(name, kind) for name, kind in added)])
+    hash_type = _HASH_TYPES.get(options.hash)
+    types = (vector_type, hash_type, pa.int32(), pa.bool_())
+    added = [pa.field(name, kind) for name, kind in zip(names, types, strict=True) if kind]
+    return pa.schema([*carried, *added])
 
 
 def assemble(
     carried: pa.Table, schema: pa.Schema, names: ColumnNames, columns: EmbeddingColumns
 ) -> pa.Table:
-    """Return a table of the carried columns and ours."""
-    vector_type = schema.field(names.vector).type
-    return pa.table([*carried.columns, *columns.to_arrays(vector_type)], schema=schema)
+    """Return a table of the carried columns and ours, as far as the schema has them."""
+    arrays = dict(zip(names, columns.to_arrays(schema.field(names.vector).type), strict=True))
+    if names.hash in schema.names and pa.types.is_string(schema.field(names.hash).type):
+        arrays[names.hash] = hashes_as_hex(columns.hashes)
+    added = [arrays[name] for name in names if name in schema.names]
+    return pa.table([*carried.columns, *added], schema=schema)
+
+
+def hashes_as_hex(hashes: Hashes) -> pa.Array:
+    """Return 16-byte voids [n] as strings of 32 hex digits."""
+    digits = np.ascontiguousarray(hashes).tobytes().hex()
+    return pa.array([digits[at : at + 32] for at in range(0, len(digits), 32)], pa.string())
 
 
 def with_provenance(schema: pa.Schema, provenance: Provenance) -> pa.Schema:
@@ -346,8 +358,18 @@ def vectors_of(column: pa.ChunkedArray, dim: int) -> Vectors:
 
 
 def hashes_of(column: pa.ChunkedArray) -> Hashes:
-    """Return a column of 16-byte values as voids [n]. Raises DataError where one has another length."""
+    """Return a column of 16-byte values, or of their hex digits, as voids [n].
+
+    Raises DataError where one has another length.
+    """
     array = column.combine_chunks()
+    if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
+        digits = array.fill_null("00" * 16)
+        try:
+            contents = list(map(bytes.fromhex, digits.to_pylist()))
+        except ValueError as error:
+            raise DataError(f"hashes that are none: {error}") from None
+        array = pa.array(contents, pa.binary())
     if not pa.types.is_fixed_size_binary(array.type):
         try:
             array = array.cast(_HASH_TYPE)

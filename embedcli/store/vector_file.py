@@ -443,7 +443,12 @@ def _hashes(table: pa.Table, name: str) -> Hashes | None:
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     types = pa.types
-    return types.is_fixed_size_binary(kind) or types.is_binary(kind) or types.is_large_binary(kind)
+    return (
+        types.is_fixed_size_binary(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_string(kind)
+    )
 
 
 class RowGroupCache:
@@ -503,8 +508,8 @@ class RowGroupCache:
             )
         except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
             raise parts.damaged(group.path, error) from None
-        first: bytes = batch.column(0)[0].as_py()
-        return first
+        first = parts.hashes_of(pa.chunked_array([batch.column(0)]))
+        return bytes(first[0])
 
     def holds(self, group: RowGroup, carried: pa.Table, schema: pa.Schema, hashes: Hashes) -> bool:
         """Tell whether a row group holds just these rows: the same texts, and the same carried values."""
