@@ -6,9 +6,10 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 import embedcli
 from embedcli import console, processes, signals
@@ -21,8 +22,43 @@ EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad d
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": help.WIDTH}
 
+
+class _Program(typer.core.TyperGroup):
+    """All verbs: mistakes in a command line look like all other errors."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line, and exit with its code."""
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except typer.BadParameter.__mro__[2] as error:  # type: ignore[misc] # all of a command line
+            sys.exit(_say_usage(error))
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the verb; `help VERB` is `VERB --help`."""
+        if args[0] == "help" and self.get_command(ctx, "help") is None:
+            args = [*args[1:], "--help"] if len(args) > 1 else ["--help"]
+            if args == ["--help"]:
+                console.result(self.get_help(ctx))
+                ctx.exit()
+        return super().resolve_command(ctx, args)
+
+
+def _say_usage(error: Any) -> int:
+    """Say what is wrong with a command line; return the exit code."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        console.result(error.format_message())
+    else:
+        path = context.command_path if context is not None else "embedcli"
+        console.error(error.format_message(), f"{path} --help")
+    code: int = error.exit_code
+    return code
+
+
 app = typer.Typer(
     name="embedcli",
+    cls=_Program,
     help="Text columns into normalized vectors, with the template that the model was trained with.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
@@ -44,7 +80,7 @@ def _print_version(is_asked: bool) -> None:
 def _options(
     debug: Annotated[bool, typer.Option(help="Show tracebacks.", envvar="EMBEDCLI_DEBUG")] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version)
+        bool, typer.Option("--version", "-V", help="Print the version.", callback=_print_version)
     ] = False,
 ) -> None:
     global _debug

@@ -16,6 +16,11 @@ _INVISIBLE = re.compile(
 )
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number of things: `1 row`, `1,200 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def safe(text: object, limit: int | None = None) -> str:
     """Return a string fit for a terminal: control, format and surrogate characters escaped, cut to `limit`
     characters.

@@ -272,6 +272,10 @@ def unreadable_parquet(name: str, error: Exception) -> DataError:
     message = " ".join(str(error).split())
     if "ncrypt" in message or "rypto" in message:
         return DataError(f"{name}: the Parquet file is encrypted", "decrypt it first")
+    if "magic bytes" in message:
+        return DataError(
+            f"{name}: is no Parquet file, or its end is missing", "encode writes files of vectors"
+        )
     return DataError(
         f"{name}: not a readable Parquet file: {message}", "the file is damaged or cut off"
     )

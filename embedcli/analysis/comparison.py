@@ -30,7 +30,7 @@ class Comparison:
     differing: the fields of their recipes that differ, with both values. rows: in the first, the
     second, both, and those in one only. cosines: of the same row in both, over `compared` rows;
     None where the dimensions differ. overlap: how many of a row's 10 nearest among the common rows
-    are the same ones, on average over `asked` rows.
+    are the same ones, on average over `asked` rows; chance: what unrelated vectors would have.
     """
 
     key: str
@@ -42,6 +42,8 @@ class Comparison:
     cosines: dict[str, float] | None
     asked: int
     overlap: float | None
+    dims: tuple[int, int]
+    chance: float
 
     def to_json(self) -> dict[str, object]:
         """Return all of it."""
@@ -80,6 +82,8 @@ def compare(first: VectorFile, second: VectorFile, key: str | None = None) -> Co
         cosines=agreement,
         asked=len(sampled),
         overlap=_overlap(first, second, pairs, sampled),
+        dims=(first.dim, second.dim),
+        chance=min(1.0, NEIGHBOURS / max(1, len(pairs) - 1)),
     )
 
 

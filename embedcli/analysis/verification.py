@@ -13,9 +13,11 @@ from embedcli.analysis.queries import embed_with, read_units
 from embedcli.analysis.similarity import cosines, sample
 from embedcli.config import REJECTS_NAME, InputOptions, RunOptions, rejects_beside
 from embedcli.errors import DataError, EmbedcliError
+from embedcli.escaping import count
 from embedcli.models import families
 from embedcli.models.request import ModelRequest
 from embedcli.models.resolve import resolve_like
+from embedcli.records import Reject
 from embedcli.store import digest, manifest, parts, reuse
 from embedcli.store.parts import Hashes
 from embedcli.store.vector_file import VectorFile, is_sealed, open_ours, part_files
@@ -131,7 +133,7 @@ def _check_digests(path: str) -> Iterator[Check]:
         names = ", ".join(without[:_ROWS_NAMED])
         yield Check("seal", False, f"no seal: rewritten by another program, or damaged: {names}")
     else:
-        yield Check("seal", True, f"every byte is as it was written ({_count(len(sound), 'file')})")
+        yield Check("seal", True, f"every byte is as it was written ({count(len(sound), 'file')})")
 
 
 def _is_of_engine(path: str) -> bool:
@@ -169,9 +171,9 @@ def _check_vectors(file: VectorFile) -> Check:
             bad += np.setdiff1d(np.arange(block.first, rows), block.rows).tolist()
     kind = "of norm 1" if normalized else "not zero"
     if bad:
-        result = f"{_count(len(bad), 'row')} not finite and {kind}: {_name_rows(bad)}"
+        result = f"{count(len(bad), 'row')} not finite and {kind}: {_name_rows(bad)}"
         return Check("vectors", False, result, sorted(bad))
-    return Check("vectors", True, f"{_count(rows, 'row')}, all finite and {kind}")
+    return Check("vectors", True, f"{count(rows, 'row')}, all finite and {kind}")
 
 
 def _check_rejects(file: VectorFile) -> Iterator[Check]:
@@ -259,10 +261,10 @@ def _check_own_texts(
             if matches[position]:
                 sampled.add(row, texts, fields, position)
     if wrong:
-        result = f"{_count(len(wrong), 'row')} whose hash is another text's: {_name_rows(wrong)}"
+        result = f"{count(len(wrong), 'row')} whose hash is another text's: {_name_rows(wrong)}"
         yield Check("texts", False, result, wrong)
     else:
-        yield Check("texts", True, f"{_count(file.rows, 'row')}, each hash is its text's")
+        yield Check("texts", True, f"{count(file.rows, 'row')}, each hash is its text's")
     yield _check_sample(file, template, options, sampled)
 
 
@@ -274,7 +276,10 @@ def _check_against_corpus(
     row_of_hash = {bytes(stored[row]): row for row in sample(file.rows, options.sample).tolist()}
     sampled = _SampledTexts()
     corpus_hashes = [np.empty(0, "V16")]
-    for records in read_units(corpus, replace(options.input, columns=(), fields=template.fields)):
+    rejects: list[Reject] = []
+    reading = replace(options.input, columns=(), fields=template.fields, on_error="reject")
+    for records in read_units(corpus, reading):
+        rejects += records.rejects
         hashes = _rendered_hashes(template, records.texts, records.fields)
         corpus_hashes.append(hashes)
         for position, key in enumerate(map(bytes, hashes)):
@@ -282,6 +287,11 @@ def _check_against_corpus(
             if row is not None:
                 sampled.add(row, records.texts, records.fields, position)
     yield from _check_staleness(stored, np.concatenate(corpus_hashes), corpus)
+    if rejects:
+        first = rejects[0].as_error().message
+        yield Check(
+            "bad rows", None, f"{count(len(rejects), 'row')} passed over; the first: {first}"
+        )
     yield _check_sample(file, template, options, sampled)
 
 
@@ -301,15 +311,15 @@ def _check_staleness(stored: Hashes, corpus_hashes: Hashes, corpus: str) -> Iter
     absent = np.flatnonzero(~np.isin(corpus_prefixes, stored_prefixes)).tolist()
     stale = np.flatnonzero(~np.isin(stored_prefixes, corpus_prefixes)).tolist()
     if not absent and not stale:
-        rows = _count(len(corpus_hashes), "row")
+        rows = count(len(corpus_hashes), "row")
         yield Check("corpus", True, f"{rows} of {corpus}, all in the file, and none besides")
     if absent:
-        rows = _count(len(absent), "row")
+        rows = count(len(absent), "row")
         yield Check(
             "corpus", False, f"{rows} of {corpus} have no vector here: {_name_rows(absent)}"
         )
     if stale:
-        rows = _count(len(stale), "row")
+        rows = count(len(stale), "row")
         yield Check(
             "stale",
             False,
@@ -338,7 +348,7 @@ def _check_sample(
         least = min(LEAST_COSINE.get(dtype, LEAST_COSINE["float32"]) for dtype in dtypes)
     bad = [row for row, cosine in zip(sampled.rows, agreement, strict=True) if cosine < least]
     result = (
-        f"{_count(len(sampled.rows), 'row')} encoded again: "
+        f"{count(len(sampled.rows), 'row')} encoded again: "
         f"least cosine {agreement.min():.6f}, mean {agreement.mean():.6f}"
     )
     if bad:
@@ -350,7 +360,3 @@ def _name_rows(rows: Sequence[int]) -> str:
     """Name some rows by their numbers from 0, as Parquet's readers count them."""
     suffix = ", …" if len(rows) > _ROWS_NAMED else ""
     return f"row {', '.join(map(str, sorted(rows)[:_ROWS_NAMED]))}{suffix}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -69,7 +69,9 @@ def _lines(comparison: "Comparison") -> "Iterator[tuple[str, str]]":
         + f" (by {comparison.key})",
     )
     if comparison.cosines is None:
-        yield "cosines", "none: no common rows, or other dimensions"
+        dims = " and ".join(f"{dim:,}" for dim in comparison.dims)
+        reason = f"they have {dims} dimensions" if comparison.rows["in both"] else "no common rows"
+        yield "cosines", f"none: {reason}"
     else:
         values = ", ".join(f"{name} {value:.6f}" for name, value in comparison.cosines.items())
         identical = f"{comparison.identical:,} of {comparison.compared:,} vectors are identical"
@@ -77,5 +79,6 @@ def _lines(comparison: "Comparison") -> "Iterator[tuple[str, str]]":
     if comparison.overlap is not None:
         yield (
             "neighbours",
-            f"{comparison.overlap:.1%} of the 10 nearest are the same (over {comparison.asked:,} rows)",
+            f"{comparison.overlap:.1%} of the 10 nearest are the same (over {comparison.asked:,} rows; "
+            f"by chance {comparison.chance:.1%})",
         )

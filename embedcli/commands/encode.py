@@ -158,7 +158,7 @@ def encode(
     columns: Annotated[
         str | None,
         option(
-            "Columns to carry, separated by commas; old:new renames; '' for none. Default: all.",
+            "Columns to carry: id,old:new ('' for none; old:new renames). Default: all.",
             "--columns",
             metavar="NAMES",
         ),
@@ -171,7 +171,8 @@ def encode(
         option("Stored vector dtype.", "--vector-type", metavar="float32|float16"),
     ] = "float32",
     hash: Annotated[  # noqa: A002 - the option's name
-        HashType, option("How the texts' hashes are stored; none: no --update.", "--hash")
+        HashType,
+        option("Texts' hashes; none: no --update.", "--hash", show_default=False),
     ] = "binary",
     metadata_column: Annotated[
         str | None,
@@ -236,7 +237,7 @@ def encode(
     changes: Annotated[
         str | None,
         option(
-            "With --update: write what is new, changed, deleted, by id, as JSONL.",
+            "With --update: write what is new, changed, deleted, as JSONL.",
             "--changes",
             metavar="FILE",
         ),
@@ -296,7 +297,7 @@ def encode(
     retry: Annotated[
         int,
         option(
-            "Try again so often after a lost device, an I/O error, a changed input.",
+            "Try again after a lost device, an I/O error, a changed input.",
             "--retry",
             metavar="N",
             min=0,

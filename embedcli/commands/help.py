@@ -76,6 +76,8 @@ class GroupedCommand(typer.core.TyperCommand):
             # Not each option its variable: the epilog says it once for all.
             shown: Any = copy.copy(param)
             shown.show_envvar = False
+            if param.default in ("auto", "0", 0):  # which go without saying
+                shown.show_default = False
             record = shown.get_help_record(ctx)
             if record is not None:
                 sections[group].append(record)

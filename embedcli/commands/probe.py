@@ -138,6 +138,7 @@ def _print(probed: "Probed", views: "list[View]") -> None:
     header += ["nearest is the partner (both ways)"] if probed.pairs else []
     header += ["nearest has the label"] if probed.labels and not probed.pairs else []
     console.grid(header, [_summary(view) for view in views])
+    console.result("moved: 1 - cosine of a text's vector with that without the instruction")
 
 
 def _summary(view: "View") -> list[str]:

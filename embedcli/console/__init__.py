@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embedcli.escaping import as_json as as_json
+from embedcli.escaping import count as count
 from embedcli.escaping import safe as safe
 
 _is_log = False

@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -56,8 +57,10 @@ class _Pace:
         self.rows, self.tokens = self.rows + rows, self.tokens + tokens
 
     @property
-    def tokens_per_second(self) -> float:
-        return self.tokens / max(1e-9, time.monotonic() - self._start)
+    def speed(self) -> str:
+        seconds = max(1e-9, time.monotonic() - self._start)
+        rows = (self.rows - self._first) / seconds
+        return f"{rows:,.0f} rows/s, {self.tokens / seconds:,.0f} tokens/s"
 
     @property
     def seconds_left(self) -> float:
@@ -85,7 +88,7 @@ class _Lines(_Silent):
         if time.monotonic() - self._said < _PLAIN_SECONDS:
             return
         self._said = time.monotonic()
-        speed = f"{pace.tokens_per_second:,.0f} tokens/s{self._busy}"
+        speed = f"{pace.speed}{self._busy}"
         say(f"{pace.rows:,} of {pace.total:,} rows, {speed}, {duration(pace.seconds_left)} left")
 
     def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
@@ -116,8 +119,7 @@ class _Bar(_Silent):
         self._pace.advance(rows, tokens)
         self._progress.update(self._task, advance=rows)
         if tokens:
-            speed = f"{self._pace.tokens_per_second:,.0f} tokens/s"
-            self._progress.update(self._task, description="encoding", speed=speed)
+            self._progress.update(self._task, description="encoding", speed=self._pace.speed)
 
     def workers(self, heartbeats: "Sequence[Heartbeat]") -> None:
         for heartbeat in heartbeats:
@@ -156,6 +158,8 @@ def listening(quiet: bool, log: bool = False) -> Iterator[_Silent]:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("rows  {task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
             TimeRemainingColumn(),
         )
         progress = Progress(*columns, console=console_of(), transient=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from embedcli.config import NAMED_FILES
-from embedcli.console import duration, safe, say, size, table
+from embedcli.console import count, duration, safe, say, size, table
 
 if TYPE_CHECKING:
     from embedcli.run import Preview, Summary
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 _EXAMPLE_LENGTH = 200
 # Stages that took less are not told.
 _TOLD_SECONDS = 0.05
+# What is encoded in less tells no speed.
+_MEASURED_SECONDS = 1.0
 
 Rows = Iterator[tuple[str, str]]
 
@@ -45,7 +47,7 @@ def _shared_rows(run: "Summary") -> Rows:
     """Tell what this command did for an output that another one has written."""
     counts = run.counts
     yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
-    here = f"{run.rows_here:,} rows were done here" if run.rows_here else "nothing was left to do"
+    here = f"{count(run.rows_here, 'row')} done here" if run.rows_here else "nothing was left to do"
     yield "shared", f"{here}; another process has written the output"
 
 
@@ -81,11 +83,14 @@ def _count_rows(run: "Summary") -> Rows:
         suffix = "" if run.published else "; the output stays as it is"
         yield "update", f"{_changes(run)}{suffix}"
     if counts.resumed:
-        yield "resumed", f"{counts.resumed:,} rows were finished by an interrupted run"
+        yield "resumed", f"{count(counts.resumed, 'row')} finished by an interrupted run"
     if counts.duplicates:
-        yield "duplicates", f"{counts.duplicates:,} rows repeat a text of their unit"
+        yield (
+            "duplicates",
+            f"{count(counts.duplicates, 'row')} with a text that their unit has before",
+        )
     if run.restarts:
-        yield "restarts", f"{run.restarts:,} workers died and were restarted"
+        yield "restarts", f"{count(run.restarts, 'worker')} died and restarted"
 
 
 def _changes(run: "Summary") -> str:
@@ -104,9 +109,12 @@ def _observation_rows(run: "Summary") -> Rows:
     else:
         yield "truncated", "none"
     if counts.blank:
-        yield "blank", f"{counts.blank:,} texts"
+        yield "blank", count(counts.blank, "text")
     if counts.prefixed:
-        yield "prefixed", f"{counts.prefixed:,} texts start with the template's prefix already"
+        yield (
+            "prefixed",
+            f"{count(counts.prefixed, 'text')} with the template's prefix already before it",
+        )
 
 
 def _speed_rows(run: "Summary") -> Rows:
@@ -117,7 +125,7 @@ def _speed_rows(run: "Summary") -> Rows:
         yield "computed", computed
         yield "because", computation.reason
     encoding = run.seconds.get("encoding", 0.0) / run.workers
-    if encoding:
+    if encoding >= _MEASURED_SECONDS:
         padding = 1 - counts.encoded_tokens / max(1, counts.padded_tokens)
         speed = f"{counts.embedded / encoding:,.0f} rows/s, {counts.encoded_tokens / encoding:,.0f} tokens/s"
         yield "speed", f"{speed}, {padding:.1%} padding; limited by {run.limited_by}"
@@ -144,14 +152,14 @@ def print_preview(run: "Preview") -> None:
     table(
         [
             ("output", run.output),
-            ("rows", f"{run.rows:,} in {run.units:,} units"),
-            ("unchanged", f"{run.unchanged:,} rows whose vector is on disk"),
+            ("rows", f"{run.rows:,} in {count(run.units, 'unit')}"),
+            ("unchanged", f"{count(run.unchanged, 'row')} whose vector is on disk"),
             (
                 "to embed",
-                f"{run.to_embed:,} texts, about {run.tokens:,} tokens (by {run.sampled:,} texts)",
+                f"{count(run.to_embed, 'text')}, about {run.tokens:,} tokens (from {count(run.sampled, 'text')})",
             ),
-            ("duplicates", f"{run.duplicates:,} rows repeat one of these texts"),
-            ("rejected", f"{run.rejected:,} rows, before a model has seen them"),
+            ("duplicates", f"{count(run.duplicates, 'row')} with one of these texts"),
+            ("rejected", f"{count(run.rejected, 'row')}, before a model has seen them"),
             ("size", f"output up to {size(run.output_bytes)}"),
             ("disk", f"up to {size(run.needed_bytes)} to write{free}"),
         ],

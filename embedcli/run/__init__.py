@@ -15,7 +15,7 @@ from typing import BinaryIO
 from embedcli import launch
 from embedcli.config import NAMED_FILES, STDIN, STDOUT
 from embedcli.errors import ConfigurationError, DataError, LockedError, UsageError
-from embedcli.run import plan_file, sharing
+from embedcli.run import plan_file, resuming, sharing
 from embedcli.run.job import Counts, Job, ProgressListener, Summary, timed
 from embedcli.run.places import check_places
 from embedcli.run.planning import RunPlan, make_plan
@@ -60,7 +60,7 @@ def encode_corpus(job: Job, listener: ProgressListener, stdout: BinaryIO | None 
         if job.run.join:
             _join(job, place, listener, summary)
         else:
-            with _open_stage(job) as stage, _kept_noted(stage):
+            with _open_stage(job) as stage, _kept_noted(stage, summary):
                 _coordinate(job, stage, place, listener, summary, stdout)
     return summary
 
@@ -100,7 +100,7 @@ def _join(job: Job, place: launch.Placement, listener: ProgressListener, summary
         try:
             with (
                 _open_stage(job, deserted=deserted) as stage,
-                _kept_noted(stage),
+                _kept_noted(stage, summary),
                 sharing.left_when_over(stage),
             ):
                 _coordinate(job, stage, place, listener, summary, known=plan)
@@ -137,6 +137,7 @@ def _coordinate(
     listener.begin(plan.corpus.rows)
     results = RunResults(plan, listener, summary, stdout)
     with open_board(plan, results) as board:
+        results.show()  # what is finished already
         site = Site(plan, board, place, listener, results)
         site.work()
         while not board.is_through:
@@ -149,7 +150,7 @@ def _coordinate(
 
 
 @contextlib.contextmanager
-def _kept_noted(stage: staging.Staging) -> Iterator[None]:
+def _kept_noted(stage: staging.Staging, summary: Summary) -> Iterator[None]:
     """Add to an error how much finished work is kept."""
     try:
         yield
@@ -158,8 +159,11 @@ def _kept_noted(stage: staging.Staging) -> Iterator[None]:
         finished = stage.finished if stage.output is not None else 0
         # A refused recipe doesn't continue by itself, and somebody else's run isn't this one's.
         if finished and not isinstance(error, ConfigurationError | LockedError):
+            rows = resuming.count_rows(stage)
+            of_all = f" of {summary.counts.rows_in:,}" if summary.counts.rows_in else ""
             error.add_note(
-                f"finished work is kept (units: {finished}): the same command continues from there"
+                f"finished work is kept (units: {finished}, rows: {rows:,}{of_all}): "
+                "the same command continues from there"
             )
         raise
 

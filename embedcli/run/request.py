@@ -56,6 +56,13 @@ def check_options(
     ):
         if is_given and not run.update:
             raise UsageError(f"{name} goes with --update")
+    if "," in given.text_column:
+        names = given.text_column.split(",")
+        fields = " ".join(f"{{{name.strip()}}}" for name in names)
+        raise UsageError(
+            f"--text-column {given.text_column}: one column is embedded",
+            f"to join several: --text-column {names[-1].strip()} --template '{fields}'",
+        )
     if run.update and output.hash == "none":
         raise UsageError("--update finds vectors by their hashes: --hash none leaves none")
     if run.update and path == STDOUT:

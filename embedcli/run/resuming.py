@@ -34,6 +34,13 @@ def read(stage: Staging, on_error: OnError) -> dict[int, UnitResult]:
     return sound
 
 
+def count_rows(stage: Staging) -> int:
+    """Count the rows of the units that are finished."""
+    log = ResultLog(stage.results)
+    log.refresh()
+    return sum(log[unit]["rows"] for unit in log)
+
+
 def _is_sound(stage: Staging, result: UnitResult) -> bool:
     """Tell whether a result can be believed.
 

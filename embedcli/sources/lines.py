@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -587,7 +588,12 @@ def _check_columns(options: InputOptions, names_seen: set[str], fields_seen: set
     for option, names, seen in requests:
         for name in names:
             if name not in seen:
-                raise DataError(f"no row has the column {name!r} that {option} names")
+                close = get_close_matches(name, names_seen, 1)
+                raise DataError(
+                    f"no row has the column {name!r} that {option} names "
+                    f"(columns: {', '.join(sorted(names_seen))})",
+                    f"did you mean {close[0]!r}?" if close else "",
+                )
 
 
 def _names(rows: Sequence[Row], options: InputOptions) -> list[str]:
