@@ -267,15 +267,21 @@ def open_parquet(
         raise unreadable_parquet(name or str(path), error) from None
 
 
+def _begins_as_parquet(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
 def unreadable_parquet(name: str, error: Exception) -> DataError:
     """Return the error for a Parquet file that can't be read."""
     message = " ".join(str(error).split())
     if "ncrypt" in message or "rypto" in message:
         return DataError(f"{name}: the Parquet file is encrypted", "decrypt it first")
-    if "magic bytes" in message:
-        return DataError(
-            f"{name}: is no Parquet file, or its end is missing", "encode writes files of vectors"
-        )
+    if "magic bytes" in message and not _begins_as_parquet(name):
+        return DataError(f"{name}: is no Parquet file", "encode writes files of vectors")
     return DataError(
         f"{name}: not a readable Parquet file: {message}", "the file is damaged or cut off"
     )

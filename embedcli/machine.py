@@ -62,6 +62,14 @@ def read_cpu(path: Path) -> Cpu:
     )
 
 
+def user_cache() -> Path | None:
+    """Return the folder of the user's caches; None of a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+
+
 def cores() -> int:
     """Count the cores that this process may use: its share, where a launcher or we have said so."""
     share = os.environ.get("OMP_NUM_THREADS", "")

@@ -45,8 +45,8 @@ def test_logs_get_a_line_every_30_seconds(capfd, monkeypatch):
             now[0] += 10
             watcher.advance(100, 5000)
     assert capfd.readouterr().err.splitlines() == [
-        "300 of 1,000 rows, 500 tokens/s, 1 min left",
-        "600 of 1,000 rows, 500 tokens/s, 40.0 s left",
+        "300 of 1,000 rows, 10 rows/s, 500 tokens/s, 1 min left",
+        "600 of 1,000 rows, 10 rows/s, 500 tokens/s, 40.0 s left",
     ]
 
 
@@ -121,7 +121,7 @@ def test_a_log_line_tells_of_all_workers(capfd, monkeypatch):
         watcher.advance(310, 620)
     assert (
         capfd.readouterr().err
-        == "310 of 1,000 rows, 20 tokens/s, 1 of 2 workers encoding, 1 min left\n"
+        == "310 of 1,000 rows, 10 rows/s, 20 tokens/s, 1 of 2 workers encoding, 1 min left\n"
     )
 
 

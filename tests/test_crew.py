@@ -97,7 +97,7 @@ def test_a_worker_that_is_killed_costs_nothing(corpus, whole, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     assert err.count(b"was killed by SIGKILL; restarting it") == 1
-    assert b"1 workers died and were restarted" in err
+    assert b"1 worker died and was restarted" in err
     assert output.read_bytes() == whole
 
 

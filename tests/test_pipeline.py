@@ -93,7 +93,8 @@ def test_the_stage_that_was_waited_for_limits_the_run(seconds, limited_by):
     assert (summary.limited_by, summary.to_json()["limited_by"]) == (limited_by, limited_by)
 
 
-def test_the_summary_names_the_stage(cli, tmp_path):
+def test_the_summary_names_the_stage(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedcli.console.run_summary._MEASURED_SECONDS", 0)
     corpus = write_corpus(tmp_path / "c.jsonl")
     ran, report = encode(cli, corpus, tmp_path / "o")
     assert f"limited by {report['limited_by']}" in ran.err

@@ -98,7 +98,10 @@ def test_the_same_command_continues_and_gives_the_same_bytes(
     encode(cli, corpus, f"{tmp_path}/whole-{kind}")
     output = f"{tmp_path}/{kind}"
     ran = interrupt(corpus, output)
-    assert "finished work is kept (units: 3): the same command continues" in ran.err
+    assert (
+        "finished work is kept (units: 3, rows: 7,062 of 12,000): the same command continues"
+        in ran.err
+    )
     assert not (tmp_path / kind).exists()
     ran, report = encode(cli, corpus, output)
     assert ran.code == 0

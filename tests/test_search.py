@@ -185,7 +185,7 @@ def test_bad_input_is_named(cli, index, tmp_path):
     for args, code, words in (
         ((tmp_path / "none", "x"), 66, "no such file"),
         ((plain, "x"), 65, "not written by embedcli"),
-        ((tmp_path / "c.jsonl", "x"), 65, "not a readable Parquet file"),
+        ((tmp_path / "c.jsonl", "x"), 65, "is no Parquet file"),
         ((index,), 2, "--queries"),
         ((index, "x", "--queries", tmp_path / "q.jsonl"), 2, "--queries"),
         ((index, "--queries", tmp_path / "none.jsonl"), 66, "none.jsonl"),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from embedcli.commands import templates
 from embedcli.commands.clean import clean
 from embedcli.commands.compare import compare
+from embedcli.commands.doctor import doctor
 from embedcli.commands.encode import encode
 from embedcli.commands.evaluate import evaluate
 from embedcli.commands.inspect import inspect
@@ -27,4 +28,5 @@ VERBS: dict[str, Verb | Mapping[str, Verb]] = {
     "inspect": inspect,
     "templates": templates.VERBS,
     "clean": clean,
+    "doctor": doctor,
 }

@@ -89,10 +89,12 @@ class Report:
         """
         from embedcli.store import staging
 
+        if files.is_stream(path):
+            return False  # messages of several kinds may share a terminal
         names = [name for name in (*self.inputs, self.output, *self.taken) if name]
         folders = [self.output, str(staging.place_of(Path(self.output)))] if self.output else []
-        return any(files.are_same(path, name) for name in names) or (
-            not files.is_stream(path) and any(files.is_inside(path, folder) for folder in folders)
+        return any(files.are_same(path, name) for name in names) or any(
+            files.is_inside(path, folder) for folder in folders
         )
 
 

@@ -47,8 +47,20 @@ def _shared_rows(run: "Summary") -> Rows:
     """Tell what this command did for an output that another one has written."""
     counts = run.counts
     yield "rows", f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
-    here = f"{count(run.rows_here, 'row')} done here" if run.rows_here else "nothing was left to do"
+    here = f"{_rows_were(run.rows_here)} done here" if run.rows_here else "nothing was left to do"
     yield "shared", f"{here}; another process has written the output"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _rows_were(number: int) -> str:
+    return f"{count(number, 'row')} {_were(number)}"
+
+
+def _rows_repeat(number: int) -> str:
+    return f"{count(number, 'row')} repeat{'s' if number == 1 else ''}"
 
 
 def _recipe_rows(run: "Summary") -> Rows:
@@ -83,14 +95,17 @@ def _count_rows(run: "Summary") -> Rows:
         suffix = "" if run.published else "; the output stays as it is"
         yield "update", f"{_changes(run)}{suffix}"
     if counts.resumed:
-        yield "resumed", f"{count(counts.resumed, 'row')} finished by an interrupted run"
+        yield "resumed", f"{_rows_were(counts.resumed)} finished by an interrupted run"
     if counts.duplicates:
         yield (
             "duplicates",
-            f"{count(counts.duplicates, 'row')} with a text that their unit has before",
+            f"{_rows_repeat(counts.duplicates)} a text of their unit",
         )
     if run.restarts:
-        yield "restarts", f"{count(run.restarts, 'worker')} died and restarted"
+        yield (
+            "restarts",
+            f"{count(run.restarts, 'worker')} died and {_were(run.restarts)} restarted",
+        )
 
 
 def _changes(run: "Summary") -> str:
@@ -113,7 +128,7 @@ def _observation_rows(run: "Summary") -> Rows:
     if counts.prefixed:
         yield (
             "prefixed",
-            f"{count(counts.prefixed, 'text')} with the template's prefix already before it",
+            f"{count(counts.prefixed, 'text')} with the template's prefix already",
         )
 
 
@@ -158,7 +173,7 @@ def print_preview(run: "Preview") -> None:
                 "to embed",
                 f"{count(run.to_embed, 'text')}, about {run.tokens:,} tokens (from {count(run.sampled, 'text')})",
             ),
-            ("duplicates", f"{count(run.duplicates, 'row')} with one of these texts"),
+            ("duplicates", f"{_rows_repeat(run.duplicates)} one of these texts"),
             ("rejected", f"{count(run.rejected, 'row')}, before a model has seen them"),
             ("size", f"output up to {size(run.output_bytes)}"),
             ("disk", f"up to {size(run.needed_bytes)} to write{free}"),

@@ -19,7 +19,8 @@ from embedcli.computation import Computation
 from embedcli.config import RunOptions
 from embedcli.encoder import choice, conversion, environment, torch_backend
 from embedcli.encoder.api import Encoded, Encoder, OnBatch
-from embedcli.encoder.choice import has_openvino
+from embedcli.encoder.choice import choose_for_cpu, has_openvino
+from embedcli.encoder.conversion import cache_folder as conversions_folder
 from embedcli.models.spec import ModelSpec
 from embedcli.records import Rendered
 
@@ -30,7 +31,10 @@ __all__ = [
     "Encoder",
     "OnBatch",
     "backend_of",
+    "choose_for_cpu",
+    "conversions_folder",
     "count_tokens",
+    "cuda_devices",
     "has_openvino",
     "libraries_of",
     "load",
@@ -146,6 +150,18 @@ def _load_openvino(spec: ModelSpec, options: RunOptions, chosen: choice.Choice) 
 def release(spec: ModelSpec) -> None:
     """Give a device's memory back to other processes, once the model is referenced no more."""
     backend_of(spec).functions.release()
+
+
+def cuda_devices() -> list[str]:
+    """Describe the CUDA devices of this machine. Imports torch."""
+    import torch
+
+    return [
+        f"cuda:{index} {properties.name}, {properties.total_memory / 2**30:.0f} GiB, "
+        f"compute capability {properties.major}.{properties.minor}"
+        for index in range(torch.cuda.device_count())
+        if (properties := torch.cuda.get_device_properties(index))
+    ]
 
 
 def count_tokens(spec: ModelSpec, rendered: Rendered) -> list[int]:

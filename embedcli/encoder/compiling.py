@@ -8,11 +8,11 @@ would make the bytes depend on the time.
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from embedcli import machine
 from embedcli.encoder.memory import is_exhausted
 from embedcli.errors import ConfigurationError
 
@@ -21,11 +21,9 @@ def _keep_code() -> None:
     """Compiled code is kept beside other tools' caches, closed to other users, not in the common
     temporary folder.
     """
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
-        return
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(cache) / "embedcli" / "compiled"))
+    cache = machine.user_cache()
+    if cache is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "embedcli" / "compiled"))
 
 
 def compile_model(transformer: Any, run: Callable[[Any], object]) -> Any:

@@ -214,12 +214,13 @@ def _trace(spec: ModelSpec, folder: Path, threads: int) -> Conversion:
         return Conversion(problem=" ".join(f"{type(error).__name__}: {error}".split())[:200])
 
 
+def cache_folder() -> Path:
+    """Return where all conversions are kept."""
+    return (machine.user_cache() or Path("/nonexistent")) / "embedcli" / "openvino"
+
+
 def _folder(spec: ModelSpec) -> Path:
     """Return where a model's conversion is kept."""
-    try:
-        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    except RuntimeError:  # a user without a home
-        cache = "/nonexistent"
     # The space is one for all roles; a role may have weights and modules of its own.
     folders = [spec.base, spec.folder, *spec.adapters]
     folders += [module.folder for module in (*spec.token_modules, *spec.text_modules)]
@@ -236,7 +237,7 @@ def _folder(spec: ModelSpec) -> Path:
     name = hashlib.sha256(json.dumps(depends_on, sort_keys=True, default=str).encode()).hexdigest()[
         :32
     ]
-    return Path(cache) / "embedcli" / "openvino" / name
+    return cache_folder() / name
 
 
 def _inside(path: Path | None, model: Path | None) -> str:

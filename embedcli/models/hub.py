@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedcli import machine
 from embedcli.errors import ConfigurationError
 from embedcli.models import families
 from embedcli.models.schemas import read_json
@@ -76,6 +77,12 @@ def find(
         close = families.similar_models(model)
         hint = f"did you mean {' or '.join(close)}? {hint}" if close else hint
     raise ConfigurationError(f"--model {model!r} is not a model", hint)
+
+
+def cache_folder() -> Path:
+    """Return where models of the hub are kept on this machine, as huggingface_hub has it."""
+    home = os.environ.get("HF_HOME") or (machine.user_cache() or Path("/")) / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
 
 
 def is_name(model: str) -> bool:
