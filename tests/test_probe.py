@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embedcli.analysis import plots as pictures
+from embedcli.analysis import probe_plot as pictures
 from embedcli.analysis.probe import Probed, View
 from embedcli.config import RunOptions
 from tests.conftest import run_process

@@ -1,7 +1,6 @@
 """Other people's tools read the output: pandas, polars, duckdb, datasets."""
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import SAMPLE, run_process
@@ -56,17 +55,3 @@ def test_datasets(outputs, tmp_path):
     )["train"]
     assert found.num_rows == 240
     assert len(found[0]["embedding"]) == 384
-
-
-def test_a_folder_of_datasets_is_named_and_the_way_to_read_it(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = [{"id": i, "text": f"text {i}"} for i in range(100)]
-    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-    output = tmp_path / "o.parquet"
-    options = ("--role", "passage", "--model", "hash:64", "-o", output)
-    ran = run_process("encode", tmp_path / "saved", *options, "--on-error", "reject")
-    assert (ran.code, "load_from_disk(FOLDER).to_parquet(FILE)" in ran.err) == (65, True), ran.err
-    datasets.load_from_disk(tmp_path / "saved").to_parquet(tmp_path / "c.parquet")
-    ran = run_process("encode", tmp_path / "c.parquet", *options)
-    assert ran.code == 0, ran.err
-    assert pq.read_table(output).select(["id", "text"]).to_pylist() == rows

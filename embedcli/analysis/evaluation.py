@@ -64,7 +64,8 @@ class Setup:
 class Evaluation:
     """What a setup is worth.
 
-    values: each measure's for each query of `ids`; best: the first documents of each ranking.
+    values: each measure's for each query of `ids`; best: the first documents of each ranking. recall:
+    by k, the share of the relevant documents among the first k, on average.
     speed: passages encoded a second, loading left out; None where their vectors were there. bytes:
     of the passages' vectors on disk.
     """
@@ -80,6 +81,7 @@ class Evaluation:
     texts: list[str]
     values: dict[str, npt.NDArray[np.float64]]
     best: list[list[str]]
+    recall: dict[int, float]
 
     def estimates(self) -> dict[str, metrics.Estimate]:
         """Return the mean of each measure and its interval."""
@@ -97,6 +99,7 @@ class Evaluation:
             "passages_per_second": self.speed,
             "queries": len(self.ids),
             "measures": {name: asdict(estimate) for name, estimate in self.estimates().items()},
+            "recall": {str(cutoff): value for cutoff, value in self.recall.items()},
         }
 
     def per_query(self) -> dict[str, list[object]]:
@@ -205,6 +208,7 @@ class Evaluator:
             texts=[queries.texts[row] for row in rows],
             values=_by_measure(values, names),
             best=[_best_documents(rankings[query]) for query in names],
+            recall=metrics.recall_at(rankings, {query: data.judged[query] for query in names}),
         )
 
     def _corpus(self, setup: Setup) -> tuple[VectorFile, float | None]:

@@ -13,12 +13,14 @@ from embedcli.store.provenance import ColumnProvenance, Provenance
 from embedcli.store.vector_file import VectorFile
 
 _PERCENTILES = (50, 90, 99)
+_SINGLE_ROWS = ("norms", "token_counts")
 
 
 @dataclass(frozen=True)
 class Inspection:
     """What a file of vectors is like; None where the file can't tell.
 
+    norms: float32 [vectors]; token_counts: int32 [rows].
     `zero` and `non_finite` count vectors, `duplicates` rows whose rendered text came before;
     `norm_*` are over finite vectors; `tokens` holds min, mean, max, total and percentiles; `lost` is
     what the program that wrote the file has dropped of what we give it.
@@ -41,6 +43,8 @@ class Inspection:
     duplicates: int | None
     lost: list[str]
     provenance: Provenance | None
+    norms: npt.NDArray[np.float32]
+    token_counts: npt.NDArray[np.int32] | None
 
     @property
     def made(self) -> ColumnProvenance | None:
@@ -50,8 +54,9 @@ class Inspection:
         return self.provenance.columns.get(self.embedding_column)
 
     def to_json(self) -> dict[str, object]:
-        """Return all of it."""
-        value = {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return all of it but the single rows."""
+        names = [field.name for field in fields(self) if field.name not in _SINGLE_ROWS]
+        value = {name: getattr(self, name) for name in names}
         value["provenance"] = self.provenance.to_json() if self.provenance is not None else None
         return value
 
@@ -75,8 +80,9 @@ def inspect(path: str, embedding_column: str | None = None) -> Inspection:
             truncated += int(block.truncated.sum())
         if block.hashes is not None:
             hashes.append(block.hashes)
-    norm = np.concatenate([*norms, np.empty(0)])
+    norm = np.concatenate([*norms, np.empty(0, np.float32)])
     finite = norm[np.isfinite(norm)]
+    token_counts = np.concatenate(tokens) if tokens else None
     return Inspection(
         file=path,
         bytes=file.bytes,
@@ -90,11 +96,13 @@ def inspect(path: str, embedding_column: str | None = None) -> Inspection:
         non_finite=int(len(norm) - len(finite)),
         zero=int((norm == 0).sum()),
         missing=missing,
-        tokens=_distribution(np.concatenate(tokens)) if tokens else None,
+        tokens=_distribution(token_counts) if token_counts is not None else None,
         truncated=truncated if file.names.truncated in file.columns else None,
         duplicates=_count_duplicates(np.concatenate(hashes)) if hashes else None,
         lost=file.lost if file.provenance is not None else [],
         provenance=file.provenance,
+        norms=norm,
+        token_counts=token_counts,
     )
 
 

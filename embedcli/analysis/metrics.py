@@ -17,6 +17,8 @@ from embedcli.errors import ConfigurationError, DataError, from_os_error
 # By the names that people know: ir-measures' own.
 MEASURES = {"nDCG@10": "nDCG@10", "Recall@100": "R@100", "MRR@10": "RR@10", "MAP": "AP"}
 CUTOFF = 1000
+# Of recall over k.
+CUTOFFS = (1, 2, 5, 10, 20, 50, 100)
 _RESAMPLES = 9999
 _SEED = 0
 _CONFIDENCE = 0.95
@@ -107,6 +109,21 @@ def measure(run: Run, judged: Judged) -> dict[str, dict[str, float]]:
     for result in ir_measures.iter_calc(list(names), judgments, ranks):
         values[result.query_id][names[result.measure]] = float(result.value)
     return values
+
+
+def recall_at(run: Run, judged: Judged) -> dict[int, float]:
+    """Return by k the share of a query's relevant documents among its first k, on average.
+
+    Queries without a relevant document are left out.
+    """
+    shares: dict[int, list[float]] = {cutoff: [] for cutoff in CUTOFFS}
+    for query, documents in judged.items():
+        relevant = {document for document, grade in documents.items() if grade > 0}
+        ranking = [document for document, _ in run.get(query, ())]
+        for cutoff, values in shares.items():
+            if relevant:
+                values.append(len(relevant.intersection(ranking[:cutoff])) / len(relevant))
+    return {cutoff: sum(values) / max(1, len(values)) for cutoff, values in shares.items()}
 
 
 def _library() -> Any:

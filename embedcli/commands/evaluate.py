@@ -84,6 +84,7 @@ def evaluate(
             "--ignore-identical-ids", help="A query doesn't find the passage of its own id."
         ),
     ] = False,
+    plot: options.Plot = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -100,6 +101,7 @@ def evaluate(
     from embedcli.store import results
 
     metrics.check_library()
+    options.check_pictures(plot)
     request = ModelRequest(
         model, revision, trust_remote_code, _family(template), task, max_length, dim
     )
@@ -128,6 +130,10 @@ def evaluate(
     baselines = [*map(evaluation.RunValues.of, following), *baselines]
     first_values = evaluation.RunValues.of(first)
     differences = [evaluation.compare_runs(first_values, baseline) for baseline in baselines]
+    if plot:
+        from embedcli.analysis import evaluation_plot
+
+        evaluation_plot.draw(plot, evaluations)
     if as_json:
         _print_json(evaluations, differences)
     else:

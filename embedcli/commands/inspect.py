@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from embedcli import console
+from embedcli.commands import options
 from embedcli.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -24,17 +25,24 @@ def inspect(
         str | None,
         typer.Option("--embedding-column", help="The vector column, where there are several."),
     ] = None,
+    plot: options.Plot = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
     """Show a file's provenance, its columns, and the health of its vectors.
 
     Example: embedcli inspect corpus.passage.parquet
 
-    Exit codes: 0 done; 65 not a readable file of vectors; 66 no such file.
+    Exit codes: 0 done; 65 not a readable file of vectors; 66 no such file; 73 the picture can't
+    be written; 78 matplotlib missing.
     """
     from embedcli.analysis import inspection
 
+    options.check_pictures(plot)
     inspected = inspection.inspect(file, embedding_column)
+    if plot:
+        from embedcli.analysis import inspection_plot
+
+        inspection_plot.draw(plot, inspected)
     if as_json:
         console.result(console.as_json(inspected.to_json()))
     else:

@@ -123,6 +123,10 @@ VectorColumn = Annotated[
         "--embedding-column", metavar="NAME", help="The vector column, where there are several."
     ),
 ]
+Plot = Annotated[
+    list[str] | None,
+    typer.Option("--plot", metavar="FILE", help="Draw it: a .png, .svg or .pdf; may be repeated."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[
     bool, option("No progress and no summary; warnings and errors only.", "--quiet", "-q")
@@ -134,6 +138,15 @@ def run_options(device: str, dtype: DType, **keywords: Any) -> RunOptions:
     if not _DEVICE.fullmatch(device):
         raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
     return RunOptions(device, dtype, **keywords)
+
+
+def check_pictures(paths: list[str] | None) -> None:
+    """See that pictures can be drawn. Raises what `pictures.check_name` raises."""
+    if paths:
+        from embedcli.analysis import pictures
+
+        for path in paths:
+            pictures.check_name(path)
 
 
 def names(value: str) -> list[str]:

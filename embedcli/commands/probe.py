@@ -38,10 +38,7 @@ def probe(
             "--pairs", help="Two columns of texts that mean the same: de,en. Goes with --input."
         ),
     ] = None,
-    plot: Annotated[
-        list[str] | None,
-        typer.Option("--plot", help="Draw it: a .png, .svg or .pdf; may be repeated."),
-    ] = None,
+    plot: options.Plot = None,
     as_json: options.AsJson = False,
     role: Annotated[
         str, options.option("Whose template takes the instruction.", "--role")
@@ -63,12 +60,10 @@ def probe(
     Exit codes: 0 done; 2 texts or options missing; 65 bad data; 66 input missing; 73 the picture
     can't be written; 78 model or template unusable, or matplotlib missing.
     """
-    from embedcli.analysis import plots
     from embedcli.analysis.probe import probe as probe_texts
     from embedcli.models.request import ModelRequest
 
-    for path in plot or ():
-        plots.check_name(path)
+    options.check_pictures(plot)
     probed = _read_texts(texts, source, text_column, label, pairs)
     request = ModelRequest(
         model, revision, trust_remote_code, template, max_length=max_length, dim=dim
@@ -76,7 +71,9 @@ def probe(
     run = options.run_options(device, dtype)
     name, views = probe_texts(probed, request, role, instruction or (), run)
     if plot:
-        plots.draw(plot, probed, views, name)
+        from embedcli.analysis import probe_plot
+
+        probe_plot.draw(plot, probed, views, name)
     if as_json:
         value = {
             "model": name,

@@ -1,48 +1,17 @@
-"""Views of a probe as a picture. The only place that knows matplotlib."""
+"""Views of a probe as a picture."""
 
-import io
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embedcli import files
+from embedcli.analysis import pictures
+from embedcli.analysis.pictures import COLOURS, MARKERS
 from embedcli.analysis.probe import Probed, View
-from embedcli.errors import ConfigurationError, UsageError
-from embedcli.store import ownership
 
-# A picture's formats, and the properties of each: the program, by which we know our own pictures, and no date.
-_PROPERTIES = {
-    ".png": {"Software": "embedcli", "Creation Time": None},
-    ".svg": {"Creator": "embedcli", "Date": None},
-    ".pdf": {"Creator": "embedcli", "CreationDate": None},
-}
-FORMATS = tuple(_PROPERTIES)
-# Okabe and Ito's colours, told apart by all kinds of colour vision; markers differ besides.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "o^sDvPX"
 _MOST_IN_TABLE = 16
 _MOST_NAMED = 30
-_PANEL = 4.6
-
-
-def check_name(path: str) -> None:
-    """See that a picture can be drawn under the name, before a model is loaded.
-
-    Raises UsageError; OutputError, AccessError where its folder can't take it; ConfigurationError
-    without matplotlib.
-    """
-    if Path(path).suffix not in FORMATS:
-        raise UsageError(f"--plot {path}: a picture ends in {', '.join(FORMATS)}")
-    ownership.check_replaceable(path, "--plot", ownership.is_picture)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigurationError(
-            "--plot needs the package matplotlib", "pip install 'embedcli[plot]'"
-        ) from None
 
 
 def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str) -> None:
@@ -50,15 +19,9 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
 
     Raises StorageError.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     tables = len(probed.texts) <= _MOST_IN_TABLE and not probed.pairs
     rows = 2 if tables else 1
-    figure = Figure(figsize=(_PANEL * len(views), _PANEL * rows + 0.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, len(views), squeeze=False)
+    figure, panels = pictures.new_figure(len(views), rows)
     widest = max(float(np.abs(view.points[:, 0]).max()) for view in views)
     for column, view in enumerate(views):
         heading = textwrap.fill(view.name if column == 0 else f"“{view.name}”", 44)
@@ -70,13 +33,7 @@ def draw(paths: Sequence[str], probed: Probed, views: Sequence[View], model: str
         panels[-1][0].legend(fontsize=8, loc="best", framealpha=0.9)
     _same_scale(panels[-1])
     figure.suptitle(f"{model}: {len(probed.texts)} texts", fontsize=11)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # all files get the layout that was found
-    with matplotlib.rc_context({"svg.hashsalt": "embedcli"}):  # equal pictures, equal bytes
-        for path in paths:
-            picture, suffix = io.BytesIO(), Path(path).suffix
-            figure.savefig(picture, format=suffix[1:], dpi=150, metadata=_PROPERTIES[suffix])
-            files.write_atomically(path, picture.getvalue())
+    pictures.save(figure, paths)
 
 
 def _table(panel: Any, probed: Probed, view: View) -> None:
@@ -117,8 +74,8 @@ def _draw_points(panel: Any, probed: Probed, view: View) -> None:
         panel.scatter(
             *view.points[labels == label].T,
             label=textwrap.shorten(label, 30),
-            color=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index % len(_MARKERS)],
+            color=COLOURS[index % len(COLOURS)],
+            marker=MARKERS[index % len(MARKERS)],
             s=22,
             alpha=0.85,
             linewidths=0,
