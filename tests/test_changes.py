@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -65,6 +66,25 @@ def test_changes_are_told_and_written(cli, tmp_path, name):
     ]
     ids = table(output)["id"].to_pylist()
     assert [ids[row] for _, _, row in changes(follow)[1:]] == ["a7", "a8", "b"]
+
+
+@pytest.mark.parametrize("name", ["o.parquet", "o/"])
+def test_rows_of_whole_units_go(cli, tmp_path, name):
+    """What is left stays as it lies: nothing takes the place of the deleted rows."""
+    rows = [{"id": i, "text": f"text {i}"} for i in range(20_000)]
+    corpus, follow = tmp_path / "c.jsonl", tmp_path / "changes.jsonl"
+    output = f"{tmp_path}/{name}"
+    write(corpus, rows)
+    assert encode(cli, corpus, output)[0].code == 0
+    first = pq.ParquetFile(output) if name.endswith("parquet") else None
+    kept = first.metadata.row_group(0).num_rows if first else 10_000
+    write(corpus, rows[:kept])
+    ran, report = encode(cli, corpus, output, "--update", "--changes", follow)
+    assert ran.code == 0, ran.err
+    assert (report["counts"]["deleted"], report["counts"]["unchanged"]) == (20_000 - kept, kept)
+    assert [change[:2] for change in changes(follow)] == [
+        ("deleted", number) for number in range(kept, 20_000)
+    ]
 
 
 def test_without_ids_texts_tell(cli, tmp_path):

@@ -58,11 +58,10 @@ class _Rows:
     texts: list[Keys] = field(default_factory=list)
     payloads: list[Keys] = field(default_factory=list)
 
-    def arrays(self) -> list[Keys]:
-        return [np.concatenate([np.empty(0, np.uint64), *parts]) for parts in self._columns()]
-
-    def _columns(self) -> Sequence[list[Keys]]:
-        return (self.texts, self.payloads) if self.payloads else (self.texts,)
+    def arrays(self, with_columns: bool) -> list[Keys]:
+        """Return what tells rows apart beside their keys; as many arrays where there are no rows."""
+        columns = [self.texts, self.payloads] if with_columns else [self.texts]
+        return [np.concatenate([np.empty(0, np.uint64), *parts]) for parts in columns]
 
 
 def compare(
@@ -84,7 +83,7 @@ def compare(
         _read(groups, cache, id_column, SortedKeys(directory / name, count), with_columns)
         for name, groups in (("before", before), ("after", after))
     ]
-    values = [side.arrays() for side in sides]
+    values = [side.arrays(with_columns) for side in sides]
     changes = Changes(
         np.full(len(values[0][0]), DELETED, np.uint8), np.full(len(values[1][0]), NEW, np.uint8)
     )
