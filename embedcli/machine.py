@@ -1,8 +1,10 @@
 """What this machine has: its CPU, and whether there may be a CUDA device. Imports no torch."""
 
+import contextlib
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -60,6 +62,15 @@ def read_cpu(path: Path) -> Cpu:
         frozenset(values["flags"].split()),
         int(level) if level.isdecimal() else 0,
     )
+
+
+def versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    installed = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def user_cache() -> Path | None:

@@ -5,9 +5,6 @@ from embedcli.models.families import main_name
 from embedcli.models.resolve import check_same_space
 from embedcli.store.vector_file import VectorFile
 
-# Columns that tell which row is which; the first that is there counts.
-ID_COLUMNS = ("_id", "id")
-
 
 def check_comparable(first: VectorFile, second: VectorFile) -> None:
     """See that two files' vectors are of one space. Raises ConfigurationError that names both."""

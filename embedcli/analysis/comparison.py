@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from embedcli.analysis.comparability import ID_COLUMNS
 from embedcli.analysis.similarity import Numbers, cosines, nearest, neighbours_in_common, sample
+from embedcli.config import ID_COLUMNS
 from embedcli.errors import DataError
 from embedcli.recipe import Differences
 from embedcli.store import reuse

@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import embedcli
@@ -39,19 +38,14 @@ def diagnose(folder: str) -> Lines:
     yield "embedcli", f"{embedcli.__version__}  ({Path(embedcli.__file__).parent})"
     yield "python", f"{platform.python_version()}  ({sys.executable})"
     yield "system", f"{platform.system()} {platform.release()} {platform.machine()}"
-    yield "libraries", ", ".join(_versions())
+    versions = machine.versions(_LIBRARIES)
+    yield "libraries", ", ".join(f"{name} {version}" for name, version in versions.items())
     yield from _devices()
     yield from _choices()
     yield from _models()
     settings = [name for name in sorted(os.environ) if name.startswith("EMBEDCLI_")]
     yield "settings", ", ".join(f"{name}={os.environ[name]}" for name in settings) or "none"
     yield from _disk(Path(folder))
-
-
-def _versions() -> Iterator[str]:
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            yield f"{name} {metadata.version(name)}"
 
 
 def _devices() -> Lines:

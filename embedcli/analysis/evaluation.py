@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from embedcli import sources
 from embedcli.analysis import metrics
-from embedcli.analysis.comparability import ID_COLUMNS
 from embedcli.analysis.queries import Queries, QueryEncoder, open_if_ours
 from embedcli.analysis.similarity import nearest
-from embedcli.config import InputOptions, OutputOptions, RunOptions
+from embedcli.config import ID_COLUMNS, InputOptions, OutputOptions, RunOptions
 from embedcli.errors import DataError, UsageError
 from embedcli.models.request import ModelRequest
 from embedcli.models.resolve import ResolvedModel, resolve, resolve_like

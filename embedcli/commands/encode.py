@@ -364,7 +364,7 @@ def encode(
     patience = Patience(seconds_of(wait, "--wait"), retry)
     reports = [*([STDOUT] if as_json or report == STDOUT else []), *([report] if report else [])]
     run_report = Report(
-        [path for path in dict.fromkeys(reports)],
+        list(dict.fromkeys(reports)),
         inputs,
         output or "",
         taken=[name for name in (rejects or rejects_beside(output or ""), changes) if name],

@@ -9,11 +9,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
 import embedcli
-from embedcli import console, files
+from embedcli import console, files, machine
 from embedcli.config import STDOUT
 from embedcli.errors import EmbedcliError, Ending, Interrupted, OutputError, ending_of
 
@@ -68,7 +67,7 @@ class Report:
             **content,
             "embedcli": embedcli.__version__,
             "python": platform.python_version(),
-            "libraries": _versions(),
+            "libraries": machine.versions(_LIBRARIES),
             "inputs": list(self.inputs),
             "files": list(self.files),
             "guards": dict(self.guards),
@@ -96,11 +95,3 @@ class Report:
         return any(files.are_same(path, name) for name in names) or any(
             files.is_inside(path, folder) for folder in folders
         )
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions

@@ -1,7 +1,6 @@
 """What a run is asked to do, what it says on the way, and what it reports at the end."""
 
 import contextlib
-import importlib.metadata
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +8,7 @@ from functools import cache
 from typing import Protocol
 
 import embedcli
-from embedcli import encoder
+from embedcli import encoder, machine
 from embedcli.computation import Computation
 from embedcli.config import InputOptions, OutputOptions, RunOptions
 from embedcli.models.resolve import recipe_of
@@ -101,11 +100,7 @@ def provenance_of(
 @cache
 def _versions(libraries: tuple[str, ...]) -> dict[str, str]:
     """Return the versions of what is installed; OpenVINO may have gone since it computed vectors."""
-    versions = {}
-    for name in libraries:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    return machine.versions(libraries)
 
 
 class ProgressListener(Protocol):

@@ -34,51 +34,27 @@ class Format:
     also_named: tuple[str, ...] = ()
 
 
+def _of_lines(
+    title: str, suffixes: tuple[str, ...] = (), also_named: tuple[str, ...] = ()
+) -> Format:
+    return Format(
+        title=title,
+        suffixes=suffixes,
+        magic=b"",
+        place="line",
+        may_be_compressed=True,
+        may_grow=True,
+        plan=lines.plan,
+        open_reader=lines.open_reader,
+        also_named=also_named,
+    )
+
+
 FORMATS = {
-    "jsonl": Format(
-        title="JSONL",
-        suffixes=(".jsonl", ".ndjson"),
-        magic=b"",
-        place="line",
-        may_be_compressed=True,
-        may_grow=True,
-        plan=lines.plan,
-        open_reader=lines.open_reader,
-        also_named=(".json",),
-    ),
-    "csv": Format(
-        title="CSV",
-        suffixes=(),
-        magic=b"",
-        place="line",
-        may_be_compressed=True,
-        may_grow=True,
-        plan=lines.plan,
-        open_reader=lines.open_reader,
-        also_named=(".csv",),
-    ),
-    "tsv": Format(
-        title="TSV",
-        suffixes=(),
-        magic=b"",
-        place="line",
-        may_be_compressed=True,
-        may_grow=True,
-        plan=lines.plan,
-        open_reader=lines.open_reader,
-        also_named=(".tsv",),
-    ),
-    "lines": Format(
-        title="lines of text",
-        suffixes=(),
-        magic=b"",
-        place="line",
-        may_be_compressed=True,
-        may_grow=True,
-        plan=lines.plan,
-        open_reader=lines.open_reader,
-        also_named=(".txt",),
-    ),
+    "jsonl": _of_lines("JSONL", suffixes=(".jsonl", ".ndjson"), also_named=(".json",)),
+    "csv": _of_lines("CSV", also_named=(".csv",)),
+    "tsv": _of_lines("TSV", also_named=(".tsv",)),
+    "lines": _of_lines("lines of text", also_named=(".txt",)),
     "parquet": Format(
         title="Parquet",
         suffixes=(".parquet",),

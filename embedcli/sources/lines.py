@@ -194,9 +194,8 @@ class _Delimited(_JsonLines):
 
     def lines(self, stream: io.BufferedReader, content: bytes, offset: int, end: int) -> list[Line]:
         lines = []
-        for record, digest in zip(
-            self.split(content), _digests(self.split(content), self.digest), strict=True
-        ):
+        records = self.split(content)
+        for record, digest in zip(records, _digests(records, self.digest), strict=True):
             size = min(len(record) + 1, len(content))
             height = 1 + record.count(b"\n")
             is_short = len(record) <= self.options.max_row_bytes
