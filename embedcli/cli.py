@@ -95,7 +95,8 @@ def _guarded(verb: Callable[..., int]) -> Callable[..., NoReturn]:
         signals.watch()
         processes.prepare()
         try:
-            code = verb(*args, **options)
+            with signals.outrank_errors():
+                code = verb(*args, **options)
         except (Exception, Interrupted) as error:
             code = _report(error)
             if _debug:

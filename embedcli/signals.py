@@ -6,10 +6,12 @@ product of a minute. So a thread listens, too: the interpreter writes each signa
 the moment it comes.
 """
 
+import contextlib
 import fcntl
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from functools import cache
 from types import FrameType
 from typing import NoReturn
@@ -19,12 +21,15 @@ from embedcli.errors import Interrupted
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _GRACE_SECONDS = 8.0
 _FIRST_OWN_DESCRIPTOR = 32
+_received = 0
 
 
 def watch() -> None:
     """From now on a signal raises Interrupted in the main thread; where that takes too long, the
     process ends. A signal that is ignored stays so.
     """
+    global _received
+    _received = 0
     for number in SIGNALS:
         # What the caller has us ignore stays ignored: SIGHUP under nohup, SIGINT behind a script's `&`.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -36,6 +41,24 @@ def ignore() -> None:
     """From now on no signal counts: the exit code is known."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def outrank_errors() -> Iterator[None]:
+    """Raise Interrupted in the place of any error of the block that comes after a signal.
+
+    Interrupted may rise anywhere, and break what it passes through: a lock of `threading` is released
+    twice, Arrow tells of an input that can't be read. The signal is the reason nevertheless.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not _received:
+            raise
+        interrupted = Interrupted(_received)
+        for note in getattr(error, "__notes__", ()):
+            interrupted.add_note(note)
+        raise interrupted from error
 
 
 @cache
@@ -63,6 +86,8 @@ def _moved_up(descriptor: int) -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    global _received
+    _received = number
     raise Interrupted(number)
 
 

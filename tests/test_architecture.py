@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "embedcli"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"commands", "signals", "api"},
+    {"commands", "api"},
     {"analysis"},
     {"run", "console"},
     {"launch"},
@@ -24,7 +24,7 @@ LAYERS = [
     {"store", "templates"},
     {"records"},
     {"files"},
-    {"config", "escaping"},
+    {"config", "escaping", "signals"},
     {"errors"},
 ]
 # The console prints a run's summary: it may know its type, nothing more.

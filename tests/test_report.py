@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,6 +49,36 @@ def test_a_run_that_is_interrupted_reports_it(tmp_path):
     assert process.returncode == 130
     content = json.loads(report.read_text())
     assert (content["exit_code"], "SIGINT" in content["error"]) == (130, True)
+
+
+# The encoder is interrupted, and what the interruption breaks raises an error of its own.
+BROKEN = """
+import signal, sys
+from embedcli import cli
+from embedcli.encoder import hashing
+
+def prepare(self, rendered):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        raise {error}
+
+hashing.HashEncoder.prepare = prepare
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("error", ["OSError('read')", "RuntimeError('release unlocked lock')"])
+def test_what_a_signal_breaks_is_not_the_reason(error, tmp_path):
+    corpus = write(tmp_path / "c.jsonl", "a")
+    report = tmp_path / "r.json"
+    options = ("-o", tmp_path / "o.parquet", "--report", report, "--retry", 3)
+    command = [sys.executable, "-c", BROKEN.format(error=error), "encode", corpus, *HASH, *options]
+    ran = subprocess.run([*map(str, command)], capture_output=True, check=False, timeout=60)
+    assert ran.returncode == 143, ran.stderr
+    assert b"SIGTERM" in ran.stderr
+    assert b"trying again" not in ran.stderr
+    assert json.loads(report.read_text())["exit_code"] == 143
 
 
 def test_a_report_takes_the_place_of_no_file_of_another_kind(cli, tmp_path):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from embedcli import console
+from embedcli import console, signals
 from embedcli.errors import DeviceError, InputChangedError, LockedError, StorageError, UsageError
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -36,7 +36,8 @@ class Patience:
         is_told = False
         while True:
             try:
-                return run()
+                with signals.outrank_errors():
+                    return run()
             except LockedError as error:
                 left = deadline - time.monotonic()
                 if left <= 0:

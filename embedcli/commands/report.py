@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import embedcli
-from embedcli import console, files, machine
+from embedcli import console, files, machine, signals
 from embedcli.config import STDOUT
 from embedcli.errors import EmbedcliError, Ending, Interrupted, OutputError, ending_of
 
@@ -44,7 +44,8 @@ class Report:
     def of_failure(self) -> Iterator[None]:
         """Write the report if the block raises, with the exit code and the message."""
         try:
-            yield
+            with signals.outrank_errors():
+                yield
         except (Exception, Interrupted) as error:
             notes = [str(note) for note in getattr(error, "__notes__", ())]
             # A report that can't be written hides no error.
