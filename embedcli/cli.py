@@ -16,10 +16,6 @@ from embedcli import console, processes, signals
 from embedcli.commands import VERBS, Verb, help  # noqa: A004 - what --help shows
 from embedcli.errors import Interrupted, ending_of, from_os_error
 
-EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad data; 66 input missing; 69 device lost;
-70 internal error; 73 output can't be created; 74 I/O error or disk full; 75 another run holds the output;
-77 permission denied; 78 model or template unusable; 128+N ended by signal N."""
-
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": help.WIDTH}
 
 
@@ -60,7 +56,7 @@ app = typer.Typer(
     name="embedcli",
     cls=_Program,
     help="Text columns into normalized vectors, with the template that the model was trained with.",
-    epilog=EXIT_CODES,
+    epilog=help.EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     pretty_exceptions_show_locals=False,
@@ -126,7 +122,12 @@ def _say(error: BaseException) -> int:
 
 def _add(parent: typer.Typer, name: str, verb: Verb | Mapping[str, Verb]) -> None:
     if callable(verb):
-        parent.command(name, cls=help.GroupedCommand, context_settings=_SETTINGS)(_guarded(verb))
+        parent.command(
+            name,
+            cls=help.GroupedCommand,
+            context_settings=_SETTINGS,
+            short_help=help.short(verb.__doc__ or ""),
+        )(_guarded(verb))
         return
     group = typer.Typer(
         help=f"{name.capitalize()}: {', '.join(verb)}.", no_args_is_help=True, rich_markup_mode=None

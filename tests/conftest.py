@@ -137,9 +137,19 @@ _SLOW_SOURCES = (
     "as_another_user(",
     "--num-processes",
 )
-_SLOW_FIXTURES = {"tiny_bert", "place_with_model", "folders", "outputs", "check", "interrupt"}
+_SLOW_FIXTURES = {
+    "tiny_bert",
+    "bert",
+    "place_with_model",
+    "folders",
+    "outputs",
+    "check",
+    "interrupt",
+}
 _IMPORTS_TORCH = re.compile(
-    r"^(import|from) (torch|transformers|sentence_transformers)", re.MULTILINE
+    r"^(import|from) (torch|transformers|sentence_transformers|datasets"
+    r"|embedcli\.encoder\.loading|tests import shapes)",
+    re.MULTILINE,
 )
 
 

@@ -3,7 +3,7 @@ the same vectors.
 
 Each row: how the model's folder is built as its authors publish it, and a reference, most often
 sentence-transformers on a folder that says outright what the family file knows. `python -m
-tests.families` writes the parity table of the README.
+tests.families` writes the table of templates/README.md.
 """
 
 import shutil
@@ -446,7 +446,7 @@ HEAD = [
 
 
 def known_columns(family: families.Family) -> list[str]:
-    """What a row of the README's table says without running anything."""
+    """What a row of the table says without running anything."""
     shown = {role: _code(string) for role, string in family.roles.items()}
     others = ", ".join(role for role in family.roles if role not in ("query", "passage"))
     name = f"`{family.name}`" + (" ⚠" if family.unsure else "")
@@ -479,7 +479,7 @@ def row(columns: Sequence[str]) -> str:
 
 
 def table() -> str:
-    """The README's table of families, with the parity of those that have a tiny model."""
+    """The table of families, with the parity of those that have a tiny model."""
     rows = [row(HEAD), row(["---"] * len(HEAD))]
     with tempfile.TemporaryDirectory() as folder:
         for family in families.families():
@@ -494,7 +494,7 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    readme = Path(__file__).parent.parent / "README.md"
+    readme = Path(__file__).parent.parent / "templates" / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     readme.write_text(f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}", encoding="utf-8")

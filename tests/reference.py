@@ -1,4 +1,4 @@
-"""The README's reference, made from the program: `python -m tests.reference` writes it in."""
+"""The commands' reference, made from the program: `python -m tests.reference` writes it in."""
 
 import inspect
 import typing
@@ -8,13 +8,13 @@ import typer.models
 
 from embedcli.commands import VERBS
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parent.parent / "embedcli" / "commands" / "README.md"
 BEGIN, END = "<!-- reference: python -m tests.reference -->", "<!-- /reference -->"
 
 
 def reference() -> str:
     """Markdown for all verbs: help, arguments, options with default and environment variable."""
-    return "\n".join(_verb(name, verb) for name, verb in verbs().items())
+    return "\n".join(described(name, verb) for name, verb in verbs().items())
 
 
 def verbs():
@@ -28,7 +28,7 @@ def verbs():
     return {name: verb for group in groups.values() for name, verb in group.items()}
 
 
-def _verb(name, verb):
+def described(name, verb):
     hints = typing.get_type_hints(verb, include_extras=True)
     parameters = inspect.signature(verb).parameters
     infos = {key: hints[key].__metadata__[0] for key in parameters}
@@ -37,7 +37,7 @@ def _verb(name, verb):
         key.upper() + ("..." if "list" in str(hints[key]) else "") for key in arguments
     )
     rows = [
-        f"### embedcli {name} {usage}",
+        f"## embedcli {name} {usage}",
         "",
         inspect.getdoc(verb),
         "",

@@ -210,6 +210,7 @@ def test_pickled_it_is_a_recipe(bert):
     assert len(pickle.dumps(copy)) < 10_000
 
 
+@pytest.mark.torch
 def test_a_copy_refuses_another_model(tmp_path):
     path = tmp_path / "m"
     tiny.bert(path, positions=tiny.LENGTH)

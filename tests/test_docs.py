@@ -1,5 +1,8 @@
-"""The README is true: its reference is the program's, its commands run and give what it shows."""
+"""The READMEs are true: the reference is the program's, commands run and give what is shown, links lead
+somewhere, and what the file format promises can be checked without us.
+"""
 
+import hashlib
 import os
 import re
 import shutil
@@ -13,23 +16,90 @@ from embedcli.models import families as shipped
 from tests import families, reference
 from tests.conftest import REPOSITORY, SAMPLE
 
-README = reference.README.read_text(encoding="utf-8")
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# Where commands are shown, in the order in which they are tried.
+SHOWN = (
+    "README.md",
+    "templates/README.md",
+    "embedcli/analysis/README.md",
+    "embedcli/run/README.md",
+)
+ALL = [
+    path
+    for folder in (".", "embedcli", "templates", "tests", "sample_data", ".github")
+    for path in (REPOSITORY / folder).glob("*.md" if folder == "." else "**/*.md")
+]
 TESTS = REPOSITORY / "tests"
 # Lines that tell of the machine, not of the program.
 MACHINE = ("time", "speed", "computed", "because", "made by", "file")
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    for name in SHOWN:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        yield from re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def table_of_families():
+    text = (REPOSITORY / "templates" / "README.md").read_text(encoding="utf-8")
+    return text.partition(families.BEGIN)[2].partition(families.END)[0].strip().splitlines()[2:]
 
 
 def test_the_reference_is_the_programs_own():
-    assert reference.with_reference(README) == README, "run: python -m tests.reference"
+    text = reference.README.read_text(encoding="utf-8")
+    assert reference.with_reference(text) == text, "run: python -m tests.reference"
+
+
+def test_the_manual_page_names_every_verb_and_option(cli):
+    page = cli("man").out.decode().replace("\\-", "-")
+    assert page.startswith(".TH EMBEDCLI 1")
+    assert not re.search(r"^[.'](?!TH|SH|SS|PP|TP|nf|fi)", page, re.MULTILINE)
+    for name, verb in reference.verbs().items():
+        assert f'.SS "embedcli {name}' in page
+        for option in re.findall(r"--[a-z][a-z-]+", reference.described(name, verb)):
+            assert option in page
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 280
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_excerpt_of_families_is_the_tables():
+    excerpt = README.partition("<!-- excerpt -->")[2].partition("<!-- /excerpt -->")[0]
+    rows = excerpt.strip().splitlines()[2:]
+    assert len(rows) == 6
+    table = table_of_families()
+    assert all(any(line.startswith(row.rstrip(" |")) for line in table) for row in rows)
+    assert f"{len(table)} model families" in README
+
+
+def test_the_seal_can_be_checked_by_what_is_written_of_it(cli, tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    cli(
+        "encode",
+        tmp_path / "c.jsonl",
+        "--role",
+        "query",
+        "--model",
+        "hash:8",
+        "-o",
+        tmp_path / "o.parquet",
+    )
+    content = (tmp_path / "o.parquet").read_bytes()
+    mark = content.rindex(b"embedcli.sha256")
+    digest = re.search(rb"[0-9a-f]{64}", content[mark:])[0]
+    assert hashlib.sha256(content.replace(digest, b"0" * 64)).hexdigest().encode() == digest
 
 
 def test_the_table_of_families_is_the_registrys_own():
     """All but the measured columns, which `python -m tests.families` writes."""
-    shown = README.partition(families.BEGIN)[2].partition(families.END)[0].strip().splitlines()[2:]
+    shown = table_of_families()
     wanted = [
         families.row(families.known_columns(family)).rstrip(" |") for family in shipped.families()
     ]
@@ -91,7 +161,7 @@ def sessions():
 
 
 @pytest.mark.heavy
-def test_every_command_of_the_readme_runs_and_gives_what_is_shown(place):
+def test_every_command_of_the_readmes_runs_and_gives_what_is_shown(place):
     ran = 0
     for command, output in sessions():
         done = run(command, place)

@@ -1,5 +1,6 @@
 """--log, --wait, --retry, --json: what cron needs of a run."""
 
+import errno
 import json
 import re
 import subprocess
@@ -22,19 +23,28 @@ def pauses(monkeypatch):
     return slept
 
 
-def test_what_may_pass_is_tried_again_with_longer_and_longer_pauses(pauses):
+@pytest.mark.parametrize("error", [DeviceError("lost"), OSError(errno.ENOSPC, "full", "/o")])
+def test_what_may_pass_is_tried_again_with_longer_and_longer_pauses(error, pauses):
     tries = []
 
     def run():
         tries.append(1)
-        raise DeviceError("lost")
+        raise error
 
-    with pytest.raises(DeviceError):
+    with pytest.raises(type(error)):
         patience.Patience(retries=3).give(run)
     assert (len(tries), pauses) == (4, [5.0, 10.0, 20.0])
 
 
-@pytest.mark.parametrize("error", [DataError("bad"), LockedError("held")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("bad"),
+        LockedError("held"),
+        FileNotFoundError(errno.ENOENT, "no", "/c"),
+        ValueError(),
+    ],
+)
 def test_what_no_patience_helps_against_is_not(error, pauses):
     def run():
         raise error
@@ -105,7 +115,7 @@ def test_the_report_is_printed_instead_of_the_path(cli, tmp_path):
 def test_mistakes_in_a_command_line_look_like_other_errors(cli):
     for arguments, message in (
         (["encod"], "error: No such command 'encod'. Did you mean 'encode'?"),
-        (["encode"], "error: Missing argument 'inputs'."),
+        (["encode"], "error: Missing argument 'INPUTS'."),
         (["encode", "c", "--rol", "x"], "error: No such option: --rol"),
     ):
         ran = cli(*arguments)

@@ -81,7 +81,7 @@ class Encoder:
     ) -> None:
         """Say which model and role; the names are those of the options of `embedcli encode`.
 
-        `model`: `org/name`, `./folder`, or `hash:64`; None is the embedded all-MiniLM-L6-v2.
+        `model`: `org/name`, `./folder`, or `hash:64`; None is the bundled all-MiniLM-L6-v2.
         `columns`: which columns of a table `embed` carries over; None for all. `on_error`: a text
         that gets no vector raises `EmbedcliError`, or comes as null (NaN in arrays).
         """

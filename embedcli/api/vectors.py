@@ -9,21 +9,28 @@ import pyarrow as pa
 
 from embedcli.analysis import search as exact
 from embedcli.analysis.comparability import query_role
+from embedcli.analysis.foreign import open_index
 from embedcli.analysis.search import Hit
 from embedcli.api.encoder import Array, Encoder
 from embedcli.api.errors import in_python
 from embedcli.errors import ConfigurationError
+from embedcli.models.request import ModelRequest
 from embedcli.recipe import Recipe
-from embedcli.store.vector_file import VectorFile, open_ours
+from embedcli.store.vector_file import VectorFile
 
 
 class Vectors:
     """A file or folder of vectors that embedcli, or an engine with its encoder, wrote."""
 
-    def __init__(self, path: str, embedding_column: str | None = None) -> None:
-        """Open it and read its provenance. Raises EmbedcliError where it has none."""
+    def __init__(
+        self, path: str, embedding_column: str | None = None, like: str | None = None
+    ) -> None:
+        """Open it and read its provenance; `like` is a file that has it, where another program saved
+        this one again. Raises EmbedcliError where it has none.
+        """
         with in_python():
-            self._file: VectorFile = open_ours(path, embedding_column)
+            self._file: VectorFile = open_index(path, embedding_column, ModelRequest(), like)
+        self._like = like or path
         self._encoders: dict[str, Encoder] = {}
 
     def __len__(self) -> int:
@@ -75,7 +82,7 @@ class Vectors:
         """Return an encoder of texts that are to be compared with these: by default of queries, for
         passages. `options` are those of `Encoder`.
         """
-        return Encoder.like(self.path, role=query_role(self._file, role), **options)
+        return Encoder.like(self._like, role=query_role(self._file, role), **options)
 
     def search(
         self,

@@ -137,9 +137,13 @@ def search(
     return Vectors(index).search(texts, k, role=role, where=where, columns=columns)
 
 
-def open(path: str, embedding_column: str | None = None) -> Vectors:  # noqa: A001 - embedcli.open
-    """Open a file or folder of vectors. Raises EmbedcliError where it says nothing of its making."""
-    return Vectors(path, embedding_column)
+def open(  # noqa: A001 - embedcli.open
+    path: str, embedding_column: str | None = None, *, like: str | None = None
+) -> Vectors:
+    """Open a file or folder of vectors. Raises EmbedcliError where it says nothing of its making, and
+    no file `like` it says that.
+    """
+    return Vectors(path, embedding_column, like)
 
 
 class _Listener:

@@ -10,6 +10,7 @@ from embedcli.commands.encode import encode
 from embedcli.commands.evaluate import evaluate
 from embedcli.commands.inspect import inspect
 from embedcli.commands.jobs import run_jobs
+from embedcli.commands.manual import man
 from embedcli.commands.probe import probe
 from embedcli.commands.search import search
 from embedcli.commands.verify import verify
@@ -29,4 +30,5 @@ VERBS: dict[str, Verb | Mapping[str, Verb]] = {
     "templates": templates.VERBS,
     "clean": clean,
     "doctor": doctor,
+    "man": man,
 }

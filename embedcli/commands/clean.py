@@ -12,7 +12,10 @@ from embedcli.errors import EXIT_OK, EmbedcliError, InputMissingError, LockedErr
 def clean(
     paths: Annotated[
         list[str] | None,
-        typer.Argument(help="Outputs, or folders that hold some. Default: the current folder."),
+        typer.Argument(
+            metavar="PATHS",
+            help="Outputs, or folders that hold some. Default: the current folder.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed.")] = False,
 ) -> int:

@@ -10,7 +10,9 @@ from embedcli.errors import EXIT_OK
 
 
 def doctor(
-    folder: Annotated[str, typer.Argument(help="Where outputs are written to.")] = ".",
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Where outputs are written to.")
+    ] = ".",
     as_json: options.AsJson = False,
 ) -> int:
     """Print what an issue needs: versions, devices, what auto takes and why, models, the disk.

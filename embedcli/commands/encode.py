@@ -37,7 +37,8 @@ def encode(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            help="JSONL, CSV, TSV, text (also .gz, .zst), Parquet, Arrow: files, folders, globs; - is stdin."
+            metavar="INPUTS",
+            help="JSONL, CSV, TSV, text (also .gz, .zst), Parquet, Arrow: files, folders, globs; - is stdin.",
         ),
     ],
     role: Annotated[

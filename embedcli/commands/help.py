@@ -1,6 +1,7 @@
 """`--help` of a verb: its options in groups, a line each where that suffices."""
 
 import copy
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -47,16 +48,30 @@ _GROUPS = {
     "Speed": ("device", "dtype", "backend", "batch_tokens", "compile", "num_processes"),
 }
 _GROUP_OF = {name: group for group, names in _GROUPS.items() for name in names}
-_ENVIRONMENT = (
+ENVIRONMENT = (
     "An option's default can be set by an environment variable of its name: "
     "EMBEDCLI_BATCH_TOKENS=4096 for --batch-tokens."
 )
+EXIT_CODES = """Exit codes: 0 done; 2 usage; 3 done with rejected rows; 65 bad data; 66 input missing; 69 device lost;
+70 internal error; 73 output can't be created; 74 I/O error or disk full; 75 another run holds the output;
+77 permission denied; 78 model or template unusable; 128+N ended by signal N."""
 # A verb with fewer options shows them in one list.
 _MIN_OPTIONS = 20
+_NO_BRACES = str.maketrans("", "", "{}")
+# The type that follows the names of an option or argument: <str>, <list[str]>, <int range>.
+_TYPE = re.compile(r" <(?:list\[)?(\w+)[^>]*>$")
+_TYPE_NAMES = {"str": "TEXT", "int": "N", "float": "X"}
+# Of the list of verbs, on a terminal of 80 columns.
+_MAX_SHORT = 60
 
 
 class GroupedCommand(typer.core.TyperCommand):
     """A verb whose help shows its options in groups."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line: INPUTS... for what is required, [TEXTS]... for what isn't."""
+        pieces: list[str] = super().collect_usage_pieces(ctx)
+        return [piece.translate(_NO_BRACES) for piece in pieces]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then each group of options."""
@@ -73,12 +88,7 @@ class GroupedCommand(typer.core.TyperCommand):
                 group = "Arguments"
             elif len(options) >= _MIN_OPTIONS:
                 group = _GROUP_OF.get(param.name, _DEFAULT_GROUP)
-            # Not each option its variable: the epilog says it once for all.
-            shown: Any = copy.copy(param)
-            shown.show_envvar = False
-            if param.default in ("auto", "0", 0):  # which go without saying
-                shown.show_default = False
-            record = shown.get_help_record(ctx)
+            record = help_record(param, ctx)
             if record is not None:
                 sections[group].append(record)
         for group, records in sections.items():
@@ -91,4 +101,30 @@ class GroupedCommand(typer.core.TyperCommand):
         variables = [param for param in self.get_params(ctx) if param.envvar]
         if variables:
             formatter.write_paragraph()
-            formatter.write_text(_ENVIRONMENT)
+            formatter.write_text(ENVIRONMENT)
+
+
+def help_record(param: Any, context: Any) -> tuple[str, str] | None:
+    """Return the names of an option or argument and its help; None where it is hidden."""
+    # Not each option its variable: the epilog says it once for all.
+    shown: Any = copy.copy(param)
+    shown.show_envvar = False
+    if param.default in ("auto", "0", 0):  # which go without saying
+        shown.show_default = False
+    record = shown.get_help_record(context)
+    return None if record is None else (_TYPE.sub(_type_name, record[0]), record[1])
+
+
+def _type_name(match: re.Match[str]) -> str:
+    """Return a type as people call it; an argument's is in its name."""
+    is_option = match.string.startswith("-")
+    return f" {_TYPE_NAMES.get(match[1], match[1].upper())}" if is_option else ""
+
+
+def short(docstring: str) -> str:
+    """Return what a verb does in a few words, for the list of all verbs."""
+    sentence = re.split(r"[.:;](?:\s|$)", docstring.strip(), maxsplit=1)[0]
+    words = " ".join(sentence.split())
+    while len(words) > _MAX_SHORT and ", " in words:
+        words = words[: words.rindex(", ")]
+    return words

@@ -18,7 +18,8 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            help="A Parquet file with a column of vectors, or a folder that encode wrote."
+            metavar="FILE",
+            help="A Parquet file with a column of vectors, or a folder that encode wrote.",
         ),
     ],
     embedding_column: Annotated[

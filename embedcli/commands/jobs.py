@@ -37,7 +37,7 @@ class Job:
 def run_jobs(
     file: Annotated[str, typer.Argument(help="A TOML file of jobs.", metavar="FILE")],
     names: Annotated[
-        list[str] | None, typer.Argument(help="Jobs to run. Default: all.", metavar="NAMES...")
+        list[str] | None, typer.Argument(help="Jobs to run. Default: all.", metavar="NAMES")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Embed nothing: show what each job would do.")

@@ -20,7 +20,7 @@ def option(help: str, *names: str, **keywords: Any) -> Any:  # noqa: A002 - Type
 Model = Annotated[
     str | None,
     option(
-        "org/name (of the hub), ./folder, or hash:64. Default: the embedded all-MiniLM-L6-v2.",
+        "org/name (of the hub), ./folder, or hash:64. Default: the bundled all-MiniLM-L6-v2.",
         "--model",
         metavar="MODEL",
     ),

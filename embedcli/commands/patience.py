@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from embedcli import console, signals
-from embedcli.errors import DeviceError, InputChangedError, LockedError, StorageError, UsageError
+from embedcli.errors import (
+    DeviceError,
+    InputChangedError,
+    LockedError,
+    StorageError,
+    UsageError,
+    as_foreseen,
+)
 
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -15,6 +22,7 @@ _POLL_SECONDS = 2.0
 # Before the second try; before each further one twice as long.
 _FIRST_PAUSE_SECONDS = 5.0
 _MAX_PAUSE_SECONDS = 300.0
+_PASSING = (DeviceError, StorageError, InputChangedError)
 Result = TypeVar("Result")
 
 
@@ -46,11 +54,12 @@ class Patience:
                     console.say(f"waiting up to {console.duration(self.wait)}: {error.message}")
                     is_told = True
                 time.sleep(min(left, _POLL_SECONDS))
-            except (DeviceError, StorageError, InputChangedError) as error:
-                if not retries:
+            except Exception as error:
+                reason = as_foreseen(error)  # the system's own errors, too
+                if not retries or not isinstance(reason, _PASSING):
                     raise
                 retries -= 1
-                console.warn(f"{error.message}; trying again in {console.duration(pause)}")
+                console.warn(f"{reason.message}; trying again in {console.duration(pause)}")
                 time.sleep(pause)
                 pause = min(2 * pause, _MAX_PAUSE_SECONDS)
 

@@ -16,7 +16,8 @@ _MOST_IN_TABLE = 12
 
 def probe(
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Words or sentences to look at.")
+        list[str] | None,
+        typer.Argument(metavar="TEXTS", help="Words or sentences to look at."),
     ] = None,
     instruction: Annotated[
         list[str] | None,

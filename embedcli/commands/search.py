@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 
 
 def search(
-    index: Annotated[str, typer.Argument(help="A file or folder of vectors that encode wrote.")],
-    texts: Annotated[list[str] | None, typer.Argument(help="What to look for.")] = None,
+    index: Annotated[
+        str, typer.Argument(metavar="INDEX", help="A file or folder of vectors that encode wrote.")
+    ],
+    texts: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXTS", help="What to look for.")
+    ] = None,
     queries: Annotated[
         str | None,
         typer.Option(
@@ -29,7 +33,9 @@ def search(
     further_indexes: Annotated[
         list[str] | None, typer.Option("--also", help="A further file of vectors to search in.")
     ] = None,
-    k: Annotated[int, typer.Option("-k", help="How many rows to find for each.", min=1)] = 10,
+    k: Annotated[
+        int, typer.Option("-k", metavar="N", help="How many rows to find for each.", min=1)
+    ] = 10,
     where: Annotated[
         str | None,
         typer.Option("--where", help="Only rows of this SQL condition: \"lang = 'de'\"."),
@@ -55,6 +61,12 @@ def search(
     trust_remote_code: options.Trust = False,
     template: options.LikeTemplate = None,
     task: options.LikeTask = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            "--like", help="A file of the same model, if another program saved the index again."
+        ),
+    ] = None,
     dtype: options.Numbers = "auto",
     device: options.Device = "auto",
     text_column: options.TextColumn = "text",
@@ -68,21 +80,25 @@ def search(
     such file; 78 vectors of another space, or in a role that isn't meant.
     """
     from embedcli.analysis import search as exact
+    from embedcli.analysis.foreign import open_index
     from embedcli.analysis.queries import QueryEncoder
     from embedcli.config import InputOptions
     from embedcli.models.request import ModelRequest
-    from embedcli.store.vector_file import open_ours
 
     if bool(texts) == (queries is not None):
         raise UsageError("say what to look for: texts, or --queries FILE")
-    indexes = [open_ours(path, embedding_column) for path in (index, *(further_indexes or ()))]
+    request = ModelRequest(model, revision, trust_remote_code, template, task)
+    indexes = [
+        open_index(path, embedding_column, request, like)
+        for path in (index, *(further_indexes or ()))
+    ]
     shown = [name for file in indexes for name in file.carried]
     if columns is not None:
         shown = options.names(columns)
         exact.check_columns(indexes, shown)
     encoder = QueryEncoder(
         index=indexes[0],
-        request=ModelRequest(model, revision, trust_remote_code, template, task),
+        request=request,
         role=role,
         run=options.run_options(device, dtype),
         input=InputOptions(text_column),

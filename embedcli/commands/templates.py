@@ -56,7 +56,8 @@ def show(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="org/name, ./folder, hash:64, a family's name. Default: the embedded model."
+            metavar="MODEL",
+            help="org/name, ./folder, hash:64, a family's name. Default: the bundled model.",
         ),
     ] = None,
     template: Annotated[
@@ -149,8 +150,11 @@ def _spec_rows(spec: "ModelSpec", facts: "FamilyFacts", family_origin: str) -> R
 
 
 def render(
-    model: Annotated[str, typer.Argument(help="org/name, ./folder, hash:64, or a family's name.")],
-    text: Annotated[str, typer.Argument(help="The text.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="org/name, ./folder, hash:64, or a family's name."),
+    ],
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="The text.")],
     role: Annotated[str, typer.Option("--role", help="query, passage, or a role the model names.")],
     task: Annotated[
         str | None, typer.Option("--task", help="The instruction, where the template has {task}.")

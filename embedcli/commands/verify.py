@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def verify(
-    file: Annotated[str, typer.Argument(help="A file or folder of vectors that encode wrote.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A file or folder of vectors that encode wrote.")
+    ],
     sample: Annotated[
         str,
         typer.Option(

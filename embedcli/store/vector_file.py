@@ -72,8 +72,14 @@ class VectorFile:
     columns, as the vector column calls for them.
     """
 
-    def __init__(self, path: str, embedding_column: str | None = None) -> None:
-        """Open a file and read its footer.
+    def __init__(
+        self,
+        path: str,
+        embedding_column: str | None = None,
+        made: ColumnProvenance | None = None,
+    ) -> None:
+        """Open a file and read its footer; `made` is how its vectors were made, where the file doesn't
+        say it.
 
         Raises InputMissingError; DataError where it has no column of vectors, or none of the name
         asked for.
@@ -104,6 +110,8 @@ class VectorFile:
                 self.provenance = read_provenance(file, path)
                 self.rows = file.metadata.num_rows
                 self.schema = file.schema_arrow.remove_metadata()
+        if self.provenance is None and made is not None:
+            self.provenance = Provenance({embedding_column or "embedding": made}, "", {})
         self.names = ColumnNames.of(self._vector_column(embedding_column))
 
     @property
@@ -320,7 +328,10 @@ def open_ours(path: str, embedding_column: str | None = None) -> VectorFile:
     if Path(path).is_file():
         with _open(Path(path)) as parquet:
             if read_provenance(parquet, path) is None:
-                raise DataError(f"{path}: was not written by embedcli")
+                raise DataError(
+                    f"{path}: was not written by embedcli, or lost its metadata",
+                    "search finds in it nevertheless if you say what made its vectors: --like FILE or --model NAME",
+                )
     file = VectorFile(path, embedding_column)
     _ = file.made
     return file
