@@ -4,6 +4,7 @@ What changes a vector is no option: see `Recipe`. `RunOptions` holds what only c
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,8 +110,8 @@ class InputOptions:
     `columns` None carries all; `renames` are (name in the input, name in the output) of some of
     them; `metadata_column` takes all carried columns but the one of the ids as one JSON string;
     `id_column` None takes `_id` or `id`. `fields` are columns that the template names;
-    `max_input_bytes` counts all files, decompressed; `input_format` is that of files of lines: auto
-    goes by their names.
+    `max_input_bytes` counts all files, decompressed; `keep_stale`: rejected rows keep the vectors
+    that the output has of them; `input_format` is that of files of lines: auto goes by their names.
     """
 
     text_column: str = "text"
@@ -123,7 +124,24 @@ class InputOptions:
     max_input_bytes: int | None = None
     binary_as_utf8: bool = False
     on_error: OnError = "fail"
+    keep_stale: bool = False
     input_format: InputFormat = "auto"
+
+    @property
+    def id_columns(self) -> tuple[str, ...]:
+        """The columns of the output that may tell rows apart, best first."""
+        return ID_COLUMNS if self.id_column is None else (self.id_column,)
+
+    @property
+    def input_id_columns(self) -> tuple[str, ...]:
+        """The same columns by their names in the input."""
+        old_names = {new: old for old, new in self.renames}
+        return tuple(old_names.get(name, name) for name in self.id_columns)
+
+    def id_of(self, row: Mapping[str, object]) -> str:
+        """Return the id of a row of the input; empty where it has none."""
+        ids = (row.get(name) for name in self.input_id_columns)
+        return next((str(value) for value in ids if value is not None), "")
 
 
 @dataclass(frozen=True)

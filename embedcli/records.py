@@ -50,7 +50,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that gets no vector: where it stands and why."""
+    """A row that gets no vector: where it stands and why; `id` is its id, if that can be read."""
 
     file: str
     place: str
@@ -58,6 +58,7 @@ class Reject:
     offset: int | None
     fault: RowFault
     excerpt: str = ""
+    id: str = ""
 
     def as_error(self) -> DataError:
         """Return it as an exception, for runs that stop at the first bad row."""

@@ -72,6 +72,7 @@ class EncodeOptions(TypedDict, total=False):
     max_rejected: str
     max_removed: str
     id_column: str
+    keep_stale: bool
     changes: str
     max_row_bytes: int
     max_input_bytes: int

@@ -235,6 +235,10 @@ def encode(
             metavar="NAME",
         ),
     ] = None,
+    keep_stale: Annotated[
+        bool,
+        option("With --update: a row whose text turned bad keeps its old vector.", "--keep-stale"),
+    ] = False,
     changes: Annotated[
         str | None,
         option(
@@ -349,6 +353,7 @@ def encode(
         max_input_bytes=max_input_bytes,
         binary_as_utf8=binary_as_utf8,
         on_error=on_error,
+        keep_stale=keep_stale,
         input_format=input_format,
     )
     output_options = OutputOptions(

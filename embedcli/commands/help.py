@@ -38,6 +38,7 @@ _GROUPS = {
         "update",
         "max_removed",
         "id_column",
+        "keep_stale",
         "changes",
         "overwrite",
     ),

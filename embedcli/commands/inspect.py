@@ -79,7 +79,8 @@ def _provenance_rows(inspected: "Inspection") -> "Iterator[tuple[str, str]]":
     if counts is not None:
         yield (
             "accounting",
-            f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected",
+            f"{counts.rows_in:,} in = {counts.rows_out:,} out + {counts.rejected:,} rejected"
+            + (f"; {counts.stale:,} stale kept" if counts.stale else ""),
         )
 
 

@@ -110,9 +110,10 @@ def _count_rows(run: "Summary") -> Rows:
 
 def _changes(run: "Summary") -> str:
     counts = run.counts
+    stale = f", {counts.stale:,} stale kept" if counts.stale else ""
     return (
         f"{counts.new:,} new, {counts.changed:,} changed, {counts.deleted:,} deleted, "
-        f"{counts.unchanged:,} unchanged; {counts.embedded:,} embedded"
+        f"{counts.unchanged:,} unchanged{stale}; {counts.embedded:,} embedded"
     )
 
 

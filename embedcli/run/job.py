@@ -129,7 +129,8 @@ class Counts:
     rows_out = reused + resumed + embedded: vectors taken from the output as it was, from an
     interrupted run, and new ones. duplicates: rows of rows_out whose text stood in their unit
     before. new, changed, unchanged: rows of an update by their text, told by their ids where there
-    are ids; deleted: rows of the output as it was that are no more. tokens: of
+    are ids; deleted: rows of the output as it was that are no more; stale: those that stay
+    although their text turned bad. tokens: of
     all rows; encoded_tokens and padded_tokens: what was computed now, without and with padding.
     """
 
@@ -143,6 +144,7 @@ class Counts:
     changed: int = 0
     deleted: int = 0
     unchanged: int = 0
+    stale: int = 0
     duplicates: int = 0
     truncated: int = 0
     blank: int = 0
@@ -172,6 +174,7 @@ class Counts:
             blank=self.blank,
             tokens=self.tokens,
             rejects_sha256=rejects_sha256,
+            stale=self.stale,
         )
 
 

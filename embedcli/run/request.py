@@ -33,6 +33,17 @@ def find_inputs(inputs: Sequence[str]) -> FoundFiles:
     return sources.find(inputs, ownership.is_output)
 
 
+def _check_text_column(text_column: str) -> None:
+    """See that one column is named. Raises UsageError that says how several are joined."""
+    if "," in text_column:
+        names = text_column.split(",")
+        fields = " ".join(f"{{{name.strip()}}}" for name in names)
+        raise UsageError(
+            f"--text-column {text_column}: one column is embedded",
+            f"to join several: --text-column {names[-1].strip()} --template '{fields}'",
+        )
+
+
 def check_options(
     run: RunOptions, path: str | None, given: InputOptions, output: OutputOptions
 ) -> None:
@@ -52,17 +63,14 @@ def check_options(
     for name, is_given in (
         ("--max-removed", output.max_removed != Limit()),
         ("--changes", output.changes is not None),
+        ("--keep-stale", given.keep_stale),
         ("--id-column", given.id_column is not None and given.metadata_column is None),
     ):
         if is_given and not run.update:
             raise UsageError(f"{name} goes with --update")
-    if "," in given.text_column:
-        names = given.text_column.split(",")
-        fields = " ".join(f"{{{name.strip()}}}" for name in names)
-        raise UsageError(
-            f"--text-column {given.text_column}: one column is embedded",
-            f"to join several: --text-column {names[-1].strip()} --template '{fields}'",
-        )
+    if given.keep_stale and given.on_error != "reject":
+        raise UsageError("--keep-stale goes with --on-error reject")
+    _check_text_column(given.text_column)
     if run.update and output.hash == "none":
         raise UsageError("--update finds vectors by their hashes: --hash none leaves none")
     if run.update and path == STDOUT:

@@ -6,16 +6,18 @@ from typing import BinaryIO
 
 from embedcli import files, sources
 from embedcli.computation import Computation
-from embedcli.config import ID_COLUMNS, NAMED_FILES, STDOUT, Limit
+from embedcli.config import NAMED_FILES, STDOUT, Limit
 from embedcli.errors import DataError
+from embedcli.escaping import count
 from embedcli.records import Reject
 from embedcli.run.job import Counts, ProgressListener, Summary
 from embedcli.run.planning import RunPlan, updates_output
 from embedcli.run.unit import UnitResult, UnitState
 from embedcli.store import ownership, parts, publish, stream_writers
-from embedcli.store.changes import CHANGED, DELETED, NEW, Placed, as_lines, compare
+from embedcli.store.changes import CHANGED, DELETED, NEW, Changes, Placed, as_lines, compare
 from embedcli.store.claims import ClaimBoard
 from embedcli.store.provenance import Provenance, merge_made
+from embedcli.store.stale import keep, stale_rows
 from embedcli.store.vector_file import RowGroup, VectorFile
 
 
@@ -135,10 +137,13 @@ class RunResults:
         rejects_file = publish.rejects_as_bytes(rejects) if keeps_rejects else b""
         rejects_sha256 = hashlib.sha256(rejects_file).hexdigest() if rejects_file else ""
         signature = self.plan.signature
+        stale, lines = self._compare(results, rejects) if job.run.update else (None, b"")
+        if stale is not None:
+            made = merge_made([*made, *self._made_before()])
         provenance = job.provenance(made, counts.of_output(rejects_sha256), signature)
+        groups = self._groups(results, stale)
         to_file = job.output.path != STDOUT
-        self.summary.published = not (to_file and self._is_unchanged(results, provenance))
-        lines = self._compare(results) if job.run.update else b""
+        self.summary.published = not (to_file and self._is_unchanged(groups, provenance))
         self._check_limits()
         if job.output.changes is not None:
             # Before the output, as the rejects: a rerun finds the same changes.
@@ -162,7 +167,7 @@ class RunResults:
             self.send_ready()
             self._open_stream(made).close()
         elif self.summary.published:
-            self._publish(results, provenance, rejects_file)
+            self._publish(groups, provenance, rejects_file)
 
     def _check_limits(self) -> None:
         """See that no more rows are rejected or removed than the user allows. Raises DataError."""
@@ -191,12 +196,11 @@ class RunResults:
                 f"row accounting failed: {lost} of {rows} rows are neither output nor rejected"
             )
 
-    def _is_unchanged(self, results: Sequence[UnitResult], provenance: Provenance) -> bool:
+    def _is_unchanged(self, groups: Sequence[RowGroup], provenance: Provenance) -> bool:
         """Tell whether the output is what this run would write, but for the versions of libraries."""
         if not updates_output(self.plan.job):
             return False
-        previous_groups = [result.previous for result in results if result.rows]
-        if previous_groups != list(range(len(self.plan.previous))):
+        if groups != list(self.plan.previous):
             return False
         stored = VectorFile(self.plan.job.output.path).provenance
         if stored is None or stored.counts != provenance.counts:
@@ -205,10 +209,9 @@ class RunResults:
         return not self.plan.job.run.join or stored.signature == provenance.signature
 
     def _publish(
-        self, results: Sequence[UnitResult], provenance: Provenance, rejects_file: bytes
+        self, groups: Sequence[RowGroup], provenance: Provenance, rejects_file: bytes
     ) -> None:
         plan = self.plan
-        groups = [group for result in results if (group := self._group(result)) is not None]
         if not plan.job.output.directory:
             publish.publish_file(plan.stage, plan.schema, provenance, groups)
             return
@@ -220,6 +223,11 @@ class RunResults:
         inside = rejects_file if plan.job.output.rejects_inside else b""
         publish.publish_directory(plan.stage, plan.schema, provenance, part_sources, inside)
 
+    def _groups(self, results: Sequence[UnitResult], stale: RowGroup | None) -> list[RowGroup]:
+        """Return where all rows of the output lie, in order; stale ones last."""
+        groups = [self._group(result) for result in results]
+        return [group for group in (*groups, stale) if group is not None]
+
     def _group(self, result: UnitResult) -> RowGroup | None:
         """Return where a unit's rows lie: in the earlier output, or in a new part; None without rows."""
         if result.previous is not None:
@@ -228,14 +236,26 @@ class RunResults:
             return RowGroup(self.plan.stage.parts / result.part.file, 0, result.rows)
         return None
 
-    def _compare(self, results: Sequence[UnitResult]) -> bytes:
-        """Count what the update changed; return it as JSON lines, where that is asked.
+    def _compare(
+        self, results: Sequence[UnitResult], rejects: Sequence[Reject]
+    ) -> tuple[RowGroup | None, bytes]:
+        """Count what the update changed; return the rows of earlier vectors that stay although their
+        texts turned bad, and what changed as JSON lines, where that is asked.
 
-        Raises DataError where there are no ids to write.
+        Raises DataError where that takes ids, and there are none.
         """
         before, after = self._replaced(results)
         job, counts = self.plan.job, self.summary.counts
         id_column = self._id_column()
+        for option, is_asked in (
+            ("--changes", job.output.changes is not None),
+            ("--keep-stale", job.input.keep_stale),
+        ):
+            if is_asked and id_column is None:
+                raise DataError(
+                    f"{option} needs ids, and there is no column _id or id",
+                    "name it: --id-column",
+                )
         changes = compare(
             before,
             [place.group for place in after],
@@ -243,16 +263,42 @@ class RunResults:
             self.plan.stage.run,
             with_columns=job.output.changes is not None,
         )
+        kept = self._keep_stale(changes, before, id_column, rejects) if id_column else None
         counts.new, counts.changed = changes.count(NEW), changes.count(CHANGED)
         counts.deleted = changes.count(DELETED)
         counts.unchanged = counts.rows_out - counts.new - counts.changed
         if job.output.changes is None:
-            return b""
-        if id_column is None:
-            raise DataError(
-                "--changes needs ids, and there is no column _id or id", "name it: --id-column"
+            return kept, b""
+        assert id_column is not None
+        return kept, b"".join(as_lines(changes, before, after, id_column))
+
+    def _keep_stale(
+        self,
+        changes: Changes,
+        before: Sequence[RowGroup],
+        id_column: str,
+        rejects: Sequence[Reject],
+    ) -> RowGroup | None:
+        """Keep the earlier vectors of rows whose text turned bad, or say that they are gone."""
+        rejected_ids = {reject.id for reject in rejects if reject.id}
+        stale = stale_rows(changes, before, id_column, rejected_ids) if rejected_ids else []
+        if not stale:
+            return None
+        job, rows = self.plan.job, sum(len(some.rows) for some in stale)
+        if not job.input.keep_stale:
+            self._listener.warn(
+                f"{count(rows, 'rejected row')} had a vector, which goes: --keep-stale keeps it"
             )
-        return b"".join(as_lines(changes, before, after, id_column))
+            return None
+        self.summary.counts.stale = rows
+        provenance = job.provenance(self._made_before())
+        path = self.plan.stage.unfinished()
+        return keep(stale, changes, self.plan.schema, provenance, path)
+
+    def _made_before(self) -> Sequence[Computation]:
+        """Return what computed the vectors of the output that is updated."""
+        output = self.plan.job.output
+        return VectorFile(output.path, output.embedding_column).made.made
 
     def _replaced(self, results: Sequence[UnitResult]) -> tuple[list[RowGroup], list[Placed]]:
         """Return the row groups of the output as it was that don't stay, and the new ones.
@@ -288,8 +334,7 @@ class RunResults:
             )
         if self.plan.previous:
             names &= set(VectorFile(self.plan.job.output.path).columns)
-        candidates = ID_COLUMNS if requested is None else (requested,)
-        return next((name for name in candidates if name in names), None)
+        return next((name for name in self.plan.job.input.id_columns if name in names), None)
 
 
 def _slowness(computation: Computation) -> str:

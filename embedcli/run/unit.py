@@ -13,6 +13,7 @@ from embedcli.computation import Computation
 from embedcli.errors import RowFault
 from embedcli.records import Corpus, Records, Reject, Rendered, stop_at_first
 from embedcli.run.job import Counts, Job
+from embedcli.sources.tables import id_of
 from embedcli.store.manifest import PartEntry
 from embedcli.store.parts import EmbeddingColumns, Hashes
 
@@ -126,6 +127,7 @@ def rejects_of(
         place = records.places[row]
         file = corpus.files[place.file]
         excerpt = records.texts[row][:EXCERPT_LENGTH]
-        rejects.append(Reject(file.name, file.place, place.number, None, fault, excerpt))
+        record_id = id_of(records.table, row, job.input)
+        rejects.append(Reject(file.name, file.place, place.number, None, fault, excerpt, record_id))
     stop_at_first(rejects, job.input.on_error)
     return rejects

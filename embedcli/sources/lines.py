@@ -336,6 +336,7 @@ def _parse_one_by_one(syntax: _JsonLines, lines: Sequence[Line], first: int) -> 
     for index, line in enumerate(lines):
         content = line.content
         if index >= names and (content is None or content.removeprefix(BOM).strip()):
+            row: Row = {}
             try:
                 row = syntax.parse(line)
                 batch.texts.append(text_of(row, syntax.options.text_column))
@@ -351,6 +352,7 @@ def _parse_one_by_one(syntax: _JsonLines, lines: Sequence[Line], first: int) -> 
                         line.offset,
                         bad.fault,
                         excerpt.rstrip("\r\n"),
+                        syntax.options.id_of(row),
                     )
                 )
                 batch.bad.append(index)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from embedcli.config import ID_COLUMNS, InputOptions
+from embedcli.config import InputOptions
 from embedcli.errors import DataError, UsageError
 
 # A colon of a name itself is written with a backslash.
@@ -76,5 +76,4 @@ def _renamed(names: Iterable[str], options: InputOptions) -> list[str]:
 
 def _ids(names: Iterable[str], options: InputOptions) -> list[str]:
     """Return the column that tells rows apart, if there is one."""
-    wanted = ID_COLUMNS if options.id_column is None else (options.id_column,)
-    return [name for name in names if name in wanted][:1]
+    return [name for name in names if name in options.id_columns][:1]

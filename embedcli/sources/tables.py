@@ -175,7 +175,10 @@ def records_of(
             # The fault found first is told: the text's before those of other columns.
             faults = {**_utf8_faults(table.column(name), name), **faults}
     rejects = [
-        Reject(file.name, file.place, segment.first + row, None, fault)
+        Reject(
+            *(file.name, file.place, segment.first + row, None, fault),
+            id=id_of(table, row, options),
+        )
         for row, fault in sorted(faults.items())
     ]
     places = Places.of(segment.file, range(segment.first, segment.first + len(table)))
@@ -192,6 +195,15 @@ def records_of(
     return Records(
         table.select(schema.names).cast(schema), text.to_pylist(), fields, places, rejects
     )
+
+
+def id_of(table: pa.Table, row: int, options: InputOptions) -> str:
+    """Return a row's id; empty where it has none that can be read."""
+    names = [name for name in options.input_id_columns if name in table.column_names]
+    try:
+        return options.id_of({name: table.column(name)[row].as_py() for name in names})
+    except UnicodeDecodeError:
+        return ""
 
 
 def _column(table: pa.Table, name: str) -> pa.ChunkedArray:

@@ -78,6 +78,7 @@ class OutputCounts:
     """What became of the input's rows. None of it depends on how the run went.
 
     rejects_sha256: of the file that lists the rejected rows, 64 hex digits; empty without one.
+    stale: rows beside rows_out: vectors that rejected rows have kept.
     """
 
     rows_in: int
@@ -87,6 +88,7 @@ class OutputCounts:
     blank: int
     tokens: int
     rejects_sha256: str = ""
+    stale: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,10 @@ class Provenance:
             "columns": {name: _column_to_json(column) for name, column in self.columns.items()},
         }
         if self.counts is not None:
-            value["counts"] = asdict(self.counts)
+            counts = asdict(self.counts)
+            if not self.counts.stale:
+                del counts["stale"]
+            value["counts"] = counts
         if self.signature:
             value["signature"] = self.signature
         return value

@@ -255,6 +255,7 @@ def _as_json(reject: Reject) -> dict[str, object]:
         "file": reject.file,
         reject.place: reject.number,
         "offset": reject.offset,
+        "id": reject.id,
         "code": reject.fault.code,
         "reason": reject.fault.reason,
         "excerpt": reject.excerpt,
