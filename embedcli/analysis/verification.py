@@ -335,7 +335,8 @@ def _check_sample(
     compiled.
     """
     if not sampled.rows:
-        return Check("vectors again", None, "not checked: no text to encode")
+        reason = "--sample 0" if options.sample == 0 else "no text to encode"
+        return Check("vectors again", None, f"not checked: {reason}")
     request = replace(options.request, max_length=file.recipe.max_length)
     resolved = resolve_like(request, file.role, file.made, file.path)
     model = encoder.load(resolved.spec, RunOptions.reference(options.device))

@@ -136,7 +136,7 @@ Quiet = Annotated[
 def run_options(device: str, dtype: DType, **keywords: Any) -> RunOptions:
     """Return how to run a model. Raises UsageError where the device is none."""
     if not _DEVICE.fullmatch(device):
-        raise UsageError(f"--device {device!r} is none of auto, cpu, cuda, cuda:N")
+        raise UsageError(f"--device {device!r} is not auto, cpu, cuda or cuda:N")
     return RunOptions(device, dtype, **keywords)
 
 

@@ -64,7 +64,8 @@ def _check_output(options: OutputOptions, inputs: Sequence[str]) -> None:
         )
     if not options.directory and output.suffix.lower() in _OTHER_FORMATS:
         raise OutputError(
-            f"{output}: files are written as Parquet", f"-o - --format jsonl > {output.name}"
+            f"{output}: files are written as Parquet",
+            f"-o {output.stem}.parquet; as JSON lines: -o - --format jsonl > {output.stem}.jsonl",
         )
     leftovers = str(staging.place_of(output))
     is_directory = output.is_dir()

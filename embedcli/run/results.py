@@ -284,7 +284,7 @@ class RunResults:
         stale = stale_rows(changes, before, id_column, rejected_ids) if rejected_ids else []
         if not stale:
             return None
-        job, rows = self.plan.job, sum(len(some.rows) for some in stale)
+        job, rows = self.plan.job, sum(len(entry.rows) for entry in stale)
         if not job.input.keep_stale:
             self._listener.warn(
                 f"{count(rows, 'rejected row')} had a vector, which goes: --keep-stale keeps it"

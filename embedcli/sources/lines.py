@@ -433,7 +433,7 @@ def plan(files: Sequence[InputFile], options: InputOptions, grain: Grain) -> Cor
             late_marks += scan.late_marks
     units = builder.units()
     if any(unit.rows for unit in units):
-        _check_columns(options, set(kinds), fields_seen)
+        _check_columns(options, set(kinds), fields_seen, ranges)
     schema, json_columns, notes = json_types.schema_of(kinds)
     if late_marks:
         notes += (
@@ -580,21 +580,33 @@ def _check_width(file: InputFile, kinds: Mapping[str, json_types.Kind]) -> None:
         )
 
 
-def _check_columns(options: InputOptions, names_seen: set[str], fields_seen: set[str]) -> None:
-    """See that some row has each column asked for. Raises DataError."""
+def _check_columns(
+    options: InputOptions, carried: set[str], fields_seen: set[str], ranges: Sequence[_Range]
+) -> None:
+    """See that some row has each column asked for. Raises DataError that lists those of the first rows."""
     requests = (
-        ("--columns", options.columns or (), names_seen),
+        ("--columns", options.columns or (), carried),
         ("the template", options.fields, fields_seen),
     )
     for option, names, seen in requests:
         for name in names:
             if name not in seen:
-                close = get_close_matches(name, names_seen, 1)
+                columns = _first_columns(ranges, options)
+                close = get_close_matches(name, columns, 1)
                 raise DataError(
                     f"no row has the column {name!r} that {option} names "
-                    f"(columns: {', '.join(sorted(names_seen))})",
+                    f"(columns: {', '.join(columns)})",
                     f"did you mean {close[0]!r}?" if close else "",
                 )
+
+
+def _first_columns(ranges: Sequence[_Range], options: InputOptions) -> list[str]:
+    """Return the columns of the first rows."""
+    for scanned in ranges:
+        for batch in _batches(scanned.file, scanned.span, replace(options, on_error="reject")):
+            if batch.rows:
+                return _names(batch.rows, replace(options, columns=None))
+    return []
 
 
 def _names(rows: Sequence[Row], options: InputOptions) -> list[str]:

@@ -58,15 +58,15 @@ def keep(
     A row group that holds just these rows already is returned as it is. Raises DataError where
     their columns don't fit any more, StorageError.
     """
-    for some in stale:
-        changes.before[some.first + np.asarray(some.rows)] = UNCHANGED
+    for entry in stale:
+        changes.before[entry.first + np.asarray(entry.rows)] = UNCHANGED
     cache = RowGroupCache()
     group = stale[0].group
     is_whole = len(stale) == 1 and len(stale[0].rows) == group.rows
     if is_whole and cache.table(group).schema.remove_metadata() == schema:
         return group
     names = ColumnNames.of(next(iter(provenance.columns)))
-    tables = [_table(some, schema, names, cache) for some in stale]
+    tables = [_table(entry, schema, names, cache) for entry in stale]
     written = parts.write(path, schema, provenance, [pa.concat_tables(tables)])
     return RowGroup(path, 0, written.rows)
 
