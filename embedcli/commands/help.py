@@ -63,7 +63,7 @@ _NO_BRACES = str.maketrans("", "", "{}")
 _TYPE = re.compile(r" <(?:list\[)?(\w+)[^>]*>$")
 _TYPE_NAMES = {"str": "TEXT", "int": "N", "float": "X"}
 # Of the list of verbs, on a terminal of 80 columns.
-_MAX_SHORT = 60
+_MAX_SHORT = 66
 
 
 class GroupedCommand(typer.core.TyperCommand):

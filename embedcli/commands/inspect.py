@@ -29,7 +29,7 @@ def inspect(
     plot: options.Plot = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> int:
-    """Show a file's provenance, its columns, and the health of its vectors.
+    """Show a file's provenance, columns, and the health of its vectors.
 
     Example: embedcli inspect corpus.passage.parquet
 
