@@ -31,7 +31,9 @@ ALL = [
 ]
 TESTS = REPOSITORY / "tests"
 # Lines that tell of the machine, not of the program.
-MACHINE = ("time", "speed", "computed", "because", "made by", "file")
+TELLS_OF_THE_MACHINE = re.compile(
+    r"time|speed|computed|because|made by|file|[\d,]+ of [\d,]+ rows, "  # progress, where it is slow
+)
 
 
 def blocks(language):
@@ -147,7 +149,7 @@ def run(command, place):
 
 def shape(lines):
     """Lines with their numbers and spaces evened out; those that tell of the machine left out."""
-    kept = [line for line in lines if line.strip() and not line.startswith(MACHINE)]
+    kept = [line for line in lines if line.strip() and not TELLS_OF_THE_MACHINE.match(line)]
     return [re.sub(r"\s+", " ", re.sub(r"\d[\d,.]*", "#", line)).strip() for line in kept]
 
 

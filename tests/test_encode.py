@@ -194,7 +194,7 @@ USAGE = {
     "somebody's file as output": (["corpus.jsonl", "--role", "query", "-o", "notes"], 73, "was not written by embedcli"),
     "rejects without rejecting": (["corpus.jsonl", "--role", "query", "--rejects", "r"], 2, "--on-error reject"),
     "rejects without a file": (["corpus.jsonl", "--role", "query", "-o", "-", "--on-error", "reject"], 2, "--rejects rejects.jsonl"),
-    "an odd device": (["corpus.jsonl", "--role", "query", "--device", "tpu"], 2, "none of auto, cpu, cuda"),
+    "an odd device": (["corpus.jsonl", "--role", "query", "--device", "tpu"], 2, "not auto, cpu, cuda"),
     "a device that isn't there": (["corpus.jsonl", "--role", "query", "--device", "cuda:63"], 69, "CUDA devices"),
     "a role of no template": (["corpus.jsonl", "--role", "sts"], 78, "known roles: passage, query"),
     "a task for nothing": (["corpus.jsonl", "--role", "query", "--task", "x"], 78, "has no {task}"),
